@@ -103,6 +103,8 @@ class Decoder:
         error: How the peer broke the protocol; None if it has not.
     """
 
+    __slots__ = ("_rest", "error", "usual_bytes", "usual_header")
+
     def __init__(self) -> None:
         self._rest = b""
         self.usual_header = b""
@@ -117,10 +119,11 @@ class Decoder:
         size, header = self.usual_bytes, self.usual_header
         if size < 0 or len(chunk) % size:
             return []
-        starts = range(0, len(chunk), size)
-        if any(chunk[start : start + HEADER_BYTES] != header for start in starts):
-            return []
-        return [chunk[start + HEADER_BYTES : start + size] for start in starts]
+        count = len(chunk) // size
+        for place in range(HEADER_BYTES):
+            if chunk[place::size] != header[place : place + 1] * count:
+                return []
+        return [chunk[at + HEADER_BYTES : at + size] for at in range(0, len(chunk), size)]
 
     def feed(self, chunk: bytes) -> list[Message]:
         """Decode the complete messages in a chunk read from the connection.

@@ -154,7 +154,7 @@ class _Inlet:
         self.leg = leg
         self._fork.on_leg(self._part)
 
-    def on_batch_read(self, *, is_late: bool) -> int:  # noqa: ARG002 (of LegOwner)
+    def on_batch_read(self, is_late: bool) -> int:  # noqa: ARG002 (of LegOwner)
         return 0
 
     def on_leg_closed(self, *, contested: bool = False) -> None:

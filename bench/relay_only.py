@@ -1,7 +1,7 @@
 """Runs the relay of audiofork without Asterisk and without the control plane.
 
-    python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
-        [--frame-ms MS] [--form NAME] [--voice] [--watched] [--door TOKENS]
+    python -m bench.relay_only --url URL --uuids FILE [--mix] [--join] [--ca FILE] [--workers N]
+        [--apart] [--frame-ms MS] [--form NAME] [--voice] [--watched] [--door TOKENS]
 
 Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
 process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import signal
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,11 @@ FORMS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+def second_leg(fork_id: str) -> str:
+    """Return the UUID of the second leg of a fork: that of the first is its id, which is even."""
+    return str(uuid.UUID(int=uuid.UUID(fork_id).int ^ 1))
+
+
 class Control:
     """Does what the control plane does for a relay, as far as a benchmark needs it.
 
@@ -105,6 +111,8 @@ class Control:
         for spec in specs:
             self.relay.send(spec)
             self.relay.send(ExpectLeg(spec.fork_id, spec.legs[0], spec.fork_id))
+            for part in spec.legs[1:]:
+                self.relay.send(ExpectLeg(spec.fork_id, part, second_leg(spec.fork_id)))
         # Each process answers this after what came before it.
         self.relay.send(TakeStats(0))
         await self._issued.wait()
@@ -139,9 +147,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
 
 def spec_of(fork_id: str, arguments: argparse.Namespace) -> ForkSpec:
     """Return the command for one fork."""
-    direction = Direction.BOTH if arguments.mix else Direction.IN
+    direction = Direction.BOTH if arguments.mix or arguments.join else Direction.IN
     url = f"{arguments.url}/{fork_id}"
-    legs = (LegPart.PAIRS if arguments.mix else LegPart.IN,)
+    only = LegPart.PAIRS if arguments.mix else LegPart.IN
+    legs = (LegPart.IN, LegPart.OUT) if arguments.join else (only,)
     voice: dict[str, Any] = {}
     if arguments.voice:
         voice = {"voice": Voice(legs, steady=True), "commands": (ServerCommand.AUDIO,)}
@@ -195,6 +204,7 @@ def main() -> None:
     parser.add_argument("--uuids", required=True, type=Path)
     parser.add_argument("--ca", default="")
     parser.add_argument("--mix", action="store_true")
+    parser.add_argument("--join", action="store_true", help="mix in and out, by a leg each")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--apart", action="store_true", help="a process for a single worker, too")
     parser.add_argument("--frame-ms", type=int, default=20)

@@ -15,6 +15,7 @@ import trustme
 
 from bench import build, measure
 from bench.program import Answer, Program, ProgramFailed
+from bench.relay_only import second_leg
 
 FRAMES_A_SECOND = 50
 FRAME_MS = 20
@@ -38,6 +39,8 @@ class Row:
         forks: Legs at once, 50 frames a second each.
         scheme: ws or wss.
         mixed: Legs bring pairs of 640 bytes, the server gets the mix; else 320 bytes, unchanged.
+        joined: Each fork has a leg for in and one for out, the server gets the mix. The clock of
+            out is 10 ms behind.
         workers: Processes of the relay, where it can have several.
         frame_ms: Audio in each message, where the relay can put several frames in one.
         form: What the server gets, where the relay knows more than raw: a name of
@@ -55,12 +58,14 @@ class Row:
     form: str = "raw"
     voice_ms: int = 0
     watched: bool = False
+    joined: bool = False
 
     @property
     def name(self) -> str:
         """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio-voice20,
-        400-ws-mono-watched."""
-        name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
+        400-ws-mono-watched, 400-ws-joined."""
+        sides = "joined" if self.joined else "mixed" if self.mixed else "mono"
+        name = f"{self.forks}-{self.scheme}-{sides}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
         name += f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else ""
         name += f"-{self.form}" if self.form != "raw" else ""
@@ -71,7 +76,7 @@ class Row:
     def for_floor(self) -> Row:
         """The row that the floor runs to be compared with: one process, raw, 20 ms in a message,
         and nobody looks."""
-        return Row(self.forks, self.scheme, self.mixed, voice_ms=self.voice_ms)
+        return Row(self.forks, self.scheme, self.mixed, voice_ms=self.voice_ms, joined=self.joined)
 
     @property
     def frame_bytes(self) -> int:
@@ -166,8 +171,8 @@ class Setting:
     @property
     def arguments(self) -> list[str]:
         """The arguments that every relay takes."""
-        mix = ["--mix"] if self.row.mixed else []
-        return ["--url", self.url, "--ca", str(self.ca_file), *mix]
+        sides = ["--mix"] if self.row.mixed else ["--join"] if self.row.joined else []
+        return ["--url", self.url, "--ca", str(self.ca_file), *sides]
 
 
 StartRelay = Callable[[Setting], Program]
@@ -264,7 +269,7 @@ class Bench:
             ProgramFailed: One of the programs did.
         """
         with ExitStack() as stack:
-            uuids = [str(uuid.uuid4()) for _ in range(row.forks)]
+            uuids = [str(uuid.UUID(int=uuid.uuid4().int & ~1)) for _ in range(row.forks)]
             tls = ("--tls", self._server_file) if row.scheme == "wss" else ()
             counted = ("--counted",) if row.is_counted else ()
             echo = (
@@ -278,7 +283,7 @@ class Bench:
             for pid in measure.tree(relay.pid):  # a process may lead a session of its own
                 measure.hand_priority_to(pid)
             idle_kib = hello.get("idle_kib") or measure.memory_kib(relay.pid)
-            legs = self._file(stack, map(" ".join, zip(uuids, _ports(hello, row), strict=True)))
+            legs = self._file(stack, _legs(uuids, _ports(hello, row), row.joined))
             generator = stack.enter_context(self._generator(row, legs))
             generator.hear(CONNECT_TIMEOUT_S)
             if _wait_open(sink, row.forks, CONNECT_TIMEOUT_S)["open"] != row.forks:
@@ -355,3 +360,11 @@ def _wait_open(sink: Program, count: int, timeout_s: float) -> Answer:
 def _ports(hello: Answer, row: Row) -> list[str]:
     """Return the port for each leg; relays that have one tell it once."""
     return [str(port) for port in hello.get("ports") or row.forks * [hello["port"]]]
+
+
+def _legs(uuids: list[str], ports: list[str], joined: bool) -> Iterator[str]:
+    """Yield what the generator has to know of each leg, in the order in which they send."""
+    legs = list(zip(uuids, ports, strict=True))
+    yield from map(" ".join, legs)
+    if joined:
+        yield from (f"{second_leg(one)} {port} silent" for one, port in legs)

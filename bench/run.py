@@ -34,12 +34,14 @@ PLAIN_ROWS = tuple(
     for mixed in (False, True)
     for forks in FORKS
 )
+JOINED_ROW = Row(400, joined=True)
 OTHER_ROWS = (
     Row(400, workers=2),
     Row(400, mixed=True, workers=2),
     Row(400, "wss", workers=2),
     Row(200, frame_ms=100),
     Row(400, frame_ms=100),
+    replace(JOINED_ROW, frame_ms=100),
     *(Row(400, form=form) for form in ("M", "json", "ulaw", "twilio")),
     Row(200, voice_ms=20),
     Row(200, voice_ms=40),
@@ -49,7 +51,7 @@ OTHER_ROWS = (
 # Each of the others comes next to the floor that it is compared with.
 ROWS = tuple(
     row
-    for plain in PLAIN_ROWS
+    for plain in (*PLAIN_ROWS, JOINED_ROW)
     for row in (
         plain,
         *(other for other in OTHER_ROWS if replace(other.for_floor, voice_ms=0) == plain),
@@ -73,9 +75,14 @@ SMALLEST_SPAN = Span(warm_s=0.5, measured_s=2.0)
 OURS = ("audiofork", "floor")
 
 HEAD = (
-    "relay       row              us/frame   user  system  ratio  forks/core"
+    "relay       row                us/frame   user  system  ratio  forks/core"
     "  frames/wake  p50 ms  p99 ms  late  lost  kB/fork"
 )
+
+
+# Not in the table: how a frame's cost depends on the number of forks.
+MORE_FORKS = (10, 20, 100, 300, 1000)
+MORE_ROWS = tuple(Row(forks, scheme) for scheme in ("ws", "wss") for forks in MORE_FORKS)
 
 
 class UnknownRow(Exception):
@@ -90,7 +97,7 @@ def select(wanted: str) -> list[Row]:
     """
     if wanted == "all":
         return list(ROWS)
-    by_name = {row.name: row for row in ROWS} | {"smallest": SMALLEST}
+    by_name = {row.name: row for row in (*ROWS, *MORE_ROWS)} | {"smallest": SMALLEST}
     unknown = [name for name in wanted.split(",") if name not in by_name]
     if unknown:
         raise UnknownRow(f"no row {unknown[0]}; there are: all, {', '.join(by_name)}")
@@ -110,7 +117,7 @@ def line(result: Result, floor: Result) -> str:
     if result.row.is_counted:
         p50 = p99 = late = "-"
     return (
-        f"{result.relay:<11} {result.row.name:<16} {result.cpu_us:8.1f} {user:>6} "
+        f"{result.relay:<11} {result.row.name:<18} {result.cpu_us:8.1f} {user:>6} "
         f"{system:>7} {ratio:6.2f} {result.forks_per_core:11} "
         f"{result.frames_per_wake:12.1f} "
         f"{p50:>7} {p99:>7} {late:>5} "

@@ -74,7 +74,7 @@ class _CheckLeg:
         leg.hang_up()
         self._on_came()
 
-    def on_batch_read(self, *, is_late: bool) -> int:  # noqa: ARG002 (of LegOwner)
+    def on_batch_read(self, is_late: bool) -> int:  # noqa: ARG002 (of LegOwner)
         return 0
 
     def on_leg_closed(self, *, contested: bool = False) -> None: ...

@@ -12,6 +12,7 @@ from audiofork.relay.pairing import Pairing
 from audiofork.relay.pipeline import (
     LegHandle,
     Pipeline,
+    TakeBatch,
     TakeFrame,
     TakePart,
     Taker,
@@ -22,6 +23,8 @@ from audiofork.relay.silence_filler import SilenceFiller
 
 # Of a leg that need not wake the process, since the other does.
 SPARE_FRAMES = 3
+
+_OTHER = {LegPart.IN: LegPart.OUT, LegPart.OUT: LegPart.IN}
 
 
 def pipeline_of(spec: ForkSpec, taker: Taker) -> Pipeline:
@@ -93,7 +96,8 @@ class OneLegPipeline(Pipeline):
         else:
             self.is_proven = True
             take = self._way_to_taker()
-            self._set_fast_path(take)  # first: the call may have to turn the fast path off again
+            # First: the call may have to turn the fast path off again.
+            self._set_fast_path(take, self._way_of_batches())
             take(frame)
 
     def _way_to_taker(self) -> TakeFrame:
@@ -105,6 +109,17 @@ class OneLegPipeline(Pipeline):
         if self._hear is not None:
             return self._take_overheard
         return self._take if self._shape is unchanged else self._take_shaped
+
+    def _way_of_batches(self) -> TakeBatch | None:
+        if self._keep is not None or self._note is not None or self._hear is not None:
+            return None
+        if self._shape is unchanged or self._take_batch is None:
+            return self._take_batch
+        return self._take_batch_shaped
+
+    def _take_batch_shaped(self, frames: list[bytes]) -> None:
+        assert self._take_batch is not None
+        self._take_batch(list(map(self._shape, frames)))
 
     def _take_shaped(self, frame: bytes) -> None:
         self._take(self._shape(frame))
@@ -119,14 +134,14 @@ class OneLegPipeline(Pipeline):
         if self._hear is not None:
             self._hear(self._heard_shape(frame))
 
-    def _set_fast_path(self, take: TakeFrame) -> None:
-        """Set the leg's fast-path handler for frames of the expected size.
+    def _set_fast_path(self, take: TakeFrame, take_batch: TakeBatch | None = None) -> None:
+        """Set the leg's fast-path handlers for frames of the expected size.
 
-        It is used until a frame has another size, the gate or the shape changes, or `hand_to` is
+        They are used until a frame has another size, the gate or the shape changes, or `hand_to` is
         called. After that `_on_frame` checks each frame again.
         """
         for leg in self.legs.values():
-            leg.on_usual = take
+            leg.on_usual, leg.on_batch = take, take_batch
 
     def attach(self, part: LegPart, leg: LegHandle) -> None:
         """See `Pipeline.attach`; from now on silence replaces missing frames, if configured."""
@@ -138,9 +153,9 @@ class OneLegPipeline(Pipeline):
         super().detach(part)
         self._start_or_stop_filling()
 
-    def hand_to(self, take: TakeFrame) -> None:
+    def hand_to(self, take: TakeFrame, take_batch: TakeBatch | None = None) -> None:
         """See `Pipeline.hand_to`."""
-        super().hand_to(take)
+        super().hand_to(take, take_batch)
         self._set_fast_path(self._on_frame)
 
     def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
@@ -215,6 +230,13 @@ class TwoLegPipeline(Pipeline):
         if self._note is not None:
             emit = functools.partial(self._on_pair_noted, emit)
         self._pairing.emit = emit
+        is_plain = self._hear is None and self._note is None
+        self._pairing.emit_batch = self._on_pairs if is_plain and self._take_batch else None
+
+    def hand_to(self, take: TakeFrame, take_batch: TakeBatch | None = None) -> None:
+        """See `Pipeline.hand_to`."""
+        super().hand_to(take, take_batch)
+        self._choose_way()
 
     def keep(self, keep: TakePart | None) -> None:
         """See `Pipeline.keep`."""
@@ -244,6 +266,24 @@ class TwoLegPipeline(Pipeline):
         """See `Pipeline.input_of`."""
         return self._inputs[part]
 
+    def _put_batch(self, part: LegPart, frames: list[bytes]) -> None:
+        if self._keep is None and len(frames[0]) == self.frame_bytes:  # they are all alike
+            self._pairing.put_batch(part, frames)
+        else:
+            for frame in frames:
+                self._inputs[part](frame)
+
+    def _on_pairs(self, sides_in: list[bytes], sides_out: list[bytes]) -> None:
+        """Relay what came at once of both legs."""
+        assert self._take_batch is not None
+        if self._gate_open:
+            # All at once: samples are joined one by one, whatever the frames are.
+            joined = self._join(b"".join(sides_in), b"".join(sides_out))
+            size = len(joined) // len(sides_in)
+            self._take_batch([joined[at : at + size] for at in range(0, len(joined), size)])
+        else:
+            self.gated += len(sides_in)
+
     def _on_pair(self, side_in: bytes, side_out: bytes) -> None:
         """Relay 20 ms of both legs."""
         if self._gate_open:
@@ -271,6 +311,7 @@ class TwoLegPipeline(Pipeline):
             other.read_singly()
         self._pairing.expect_batches(1)
         super().attach(part, leg)
+        leg.on_batch = functools.partial(self._put_batch, part)
         self._pairing.attach(part)
 
     def detach(self, part: LegPart) -> None:
@@ -297,7 +338,7 @@ class TwoLegPipeline(Pipeline):
 
     def end_batch(self, part: LegPart) -> None:
         """See `Pipeline.end_batch`; legs are compared by what both have brought at that time."""
-        for other in self._others(part):
+        if (other := self.legs.get(_OTHER[part])) is not None:
             other.read_rest()
         self._pairing.watch()
 
@@ -306,12 +347,9 @@ class TwoLegPipeline(Pipeline):
         waiting = self._pairing.waiting
         spare = max(1, missing - waiting + SPARE_FRAMES)
         is_last = not waiting or self._pairing.ahead is not part
-        for other in self._others(part):
+        if (other := self.legs.get(_OTHER[part])) is not None:
             other.await_frames(spare if is_last else missing)
         return missing if is_last else spare
-
-    def _others(self, part: LegPart) -> list[LegHandle]:
-        return [leg for one, leg in self.legs.items() if one is not part]
 
     def _flush(self) -> None:
         self._pairing.flush()

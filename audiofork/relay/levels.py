@@ -14,7 +14,7 @@ from typing import Protocol
 
 from audiofork.audiosocket import SAMPLE_BYTES
 from audiofork.link.messages import ForkSpec, LegPart, LevelsTaken
-from audiofork.relay.pipeline import LegHandle, TakeFrame, leg_frame_bytes
+from audiofork.relay.pipeline import LegHandle, TakeBatch, TakeFrame, leg_frame_bytes
 from audiofork.relay.shape import left, right
 
 # Nobody looks any more when levels have not been taken for so long.
@@ -149,13 +149,14 @@ def _measure(frame: bytes) -> tuple[int, int]:
 class _LegMeter:
     """Measures the next frame of a leg, whichever way it takes.
 
-    It puts itself in the place of the leg's `on_usual` and of the input's `on_audio`. With the
+    It puts itself in the place of the leg's `on_usual` and of the input's `on_audio`, and nothing
+    in that of `on_batch`, so that the next batch comes frame by frame. With the
     first frame that comes by either of them, both get back what they had.
     """
 
     __slots__ = (
         *("_frame_bytes", "_input", "_is_fresh", "_leg", "_legs", "_levels", "_missed"),
-        *("_on_audio", "_on_usual", "_part", "_patience"),
+        *("_on_audio", "_on_batch", "_on_usual", "_part", "_patience"),
     )
 
     def __init__(
@@ -174,6 +175,7 @@ class _LegMeter:
         self._patience = patience  # takes
         self._leg: LegHandle | None = None
         self._on_usual = self._on_audio
+        self._on_batch: TakeBatch | None = None
         self._is_fresh = False
         self._missed = 0  # takes without a new frame
         self._levels: tuple[int, ...] = self._silence
@@ -193,8 +195,8 @@ class _LegMeter:
                 self._levels = self._silence
         leg = self._legs.get(self._part)
         if leg is not None and leg.on_usual is not self:
-            self._leg, self._on_usual = leg, leg.on_usual
-            leg.on_usual = self
+            self._leg, self._on_usual, self._on_batch = leg, leg.on_usual, leg.on_batch
+            leg.on_usual, leg.on_batch = self, None
             self._input.on_audio = self._on_unusual
         return self._levels
 
@@ -224,7 +226,7 @@ class _LegMeter:
         self._input.on_audio = self._on_audio
         leg, self._leg = self._leg, None
         if leg is not None and leg.on_usual is self:  # the pipeline may have set another way
-            leg.on_usual = self._on_usual
+            leg.on_usual, leg.on_batch = self._on_usual, self._on_batch
 
 
 class _VoiceMeter:

@@ -28,7 +28,7 @@ from audiofork.link.messages import StrangersRefused
 from audiofork.log import CounterLine
 from audiofork.relay.leg_uuids import LegUuids
 from audiofork.relay.pipeline import LegHandle
-from audiofork.relay.read_batching import MOST_BATCHED_BYTES, ReadBatching, wire_bytes
+from audiofork.relay.read_batching import MOST_BATCHED_BYTES, Patience, ReadBatching, wire_bytes
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,10 @@ class LegOwner(Protocol):
 
     on_audio: Callable[[bytes], None]
 
+    @property
+    def on_batch_read(self) -> Callable[[bool], int]: ...
+
     def attach(self, leg: LegHandle) -> None: ...
-    def on_batch_read(self, *, is_late: bool) -> int: ...
     def on_leg_closed(self, *, contested: bool = False) -> None: ...
 
 
@@ -80,6 +82,7 @@ class Listener:
         self._all_gone = asyncio.Event()  # no connection is left
         self._all_gone.set()
         self._strangers: dict[_Leg, None] = {}  # legs that have sent no UUID yet, oldest first
+        self._patiences: dict[int, Patience] = {}  # by the milliseconds of a batch
         self._server: asyncio.Server | None = None
 
     async def start(self, listen: Address) -> Address:
@@ -166,6 +169,12 @@ class Listener:
         if void is not None and void.holder is not None:
             void.holder.contest()
 
+    def patience_for(self, batch_ms: int) -> Patience:
+        """Return what sees that no frame of batches of this length waits too long."""
+        if batch_ms not in self._patiences:
+            self._patiences[batch_ms] = Patience(batch_ms)
+        return self._patiences[batch_ms]
+
     def forget_stranger(self, leg: _Leg) -> None:
         """Count a connection no longer among the strangers: it is being closed."""
         self._strangers.pop(leg, None)
@@ -236,9 +245,9 @@ class _Leg(asyncio.Protocol):
 
     __slots__ = (
         *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner", "_transport"),
-        *("_is_full", "_usual_bytes", "_usual_header", "on_usual", "peer"),
+        *("_is_full", "_usual_bytes", "_usual_header", "on_batch", "on_usual", "peer"),
     )
-    on_usual: Callable[[bytes], None]  # set by the owner's pipeline
+    on_usual: Callable[[bytes], None]  # set by the owner's pipeline, as is `on_batch`
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -247,6 +256,7 @@ class _Leg(asyncio.Protocol):
         self._owner: LegOwner | None = None
         self._hung_up = False
         self._is_full = False
+        self.on_batch: Callable[[list[bytes]], None] | None = None
         self._usual_bytes = -1  # as in the decoder while the fast path is used; else no length
         self._usual_header = b""
 
@@ -271,16 +281,21 @@ class _Leg(asyncio.Protocol):
             self._feed(chunk)
 
     def _take_batch(self, chunk: bytes) -> None:
-        owner = self._owner
-        frames = self._decoder.usual_frames(chunk)
-        if owner is None or not frames:
+        self._hand_on(chunk)
+        if self._batching is not None and self._owner is not None:
+            missing = self._owner.on_batch_read(self._batching.is_late)
+            self._batching.on_read(missing)
+
+    def _hand_on(self, chunk: bytes) -> None:
+        """Hand on what was read at once: together, if the pipeline takes it so."""
+        frames = self._decoder.usual_frames(chunk) if self._owner is not None else []
+        if not frames:
             self._feed(chunk)
+        elif self.on_batch is not None:
+            self.on_batch(frames)
         else:
             for frame in frames:
                 self.on_usual(frame)
-        if self._batching is not None and self._owner is not None:
-            missing = self._owner.on_batch_read(is_late=self._batching.is_late)
-            self._batching.on_read(missing)
 
     def _feed(self, chunk: bytes) -> None:
         if self._hung_up:
@@ -376,14 +391,15 @@ class _Leg(asyncio.Protocol):
         """
         is_much = wire_bytes(frame_bytes, batch_ms) > MOST_BATCHED_BYTES
         if self._batching is None and not self._hung_up and not is_much:
-            self._batching = ReadBatching(self._transport, frame_bytes, batch_ms)
+            patience = self._listener.patience_for(batch_ms)
+            self._batching = ReadBatching(self._transport, frame_bytes, batch_ms, patience)
             self._usual_bytes = -1  # turns the fast path off: a read has several messages now
         return self._batching is not None
 
     def read_rest(self) -> None:
         """Read at once what waits in the kernel for a full batch, and hand it on."""
         if self._batching is not None and (chunk := self._batching.read_rest()):
-            self._feed(chunk)
+            self._hand_on(chunk)
 
     def await_frames(self, count: int) -> None:
         """Read this many frames at once next, if reads are batched; `read_rest` was before."""
@@ -405,6 +421,7 @@ class _Leg(asyncio.Protocol):
         self._usual_bytes = -1
         # LegUuids keeps the leg for a while; through `on_usual` it would keep the whole fork.
         self.on_usual = _to_nobody
+        self.on_batch = None
         return owner
 
     @property

@@ -18,12 +18,16 @@ class MessageLimit:
 
     def __init__(self, most: int) -> None:
         self.exceeded = 0
-        self._allowed: deque[float] = deque(maxlen=most)  # the times of the latest
+        self._most = most
+        # The times of the latest; most servers send none, and a deque takes memory from the start.
+        self._allowed: deque[float] | None = None
 
     def allows(self) -> bool:
         """Return whether a message that comes now is allowed."""
+        if self._allowed is None:
+            self._allowed = deque(maxlen=self._most)
         now, allowed = time.monotonic(), self._allowed
-        if len(allowed) == allowed.maxlen and now - allowed[0] < 1:
+        if len(allowed) == self._most and now - allowed[0] < 1:
             self.exceeded += 1
             return False
         allowed.append(now)

@@ -10,7 +10,6 @@ import asyncio
 import enum
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from audiofork.audiosocket import PTIME_MS, PTIME_S
@@ -27,6 +26,9 @@ except ImportError:  # the library's wheel for this platform has no C code
 # How often the kernel is asked for its unsent bytes: counted in frames while frames are sent, in
 # seconds while they wait.
 FRAMES_BETWEEN_CHECKS = 5
+# While the kernel has sent all, it is two messages, since they fit the budget; but so many frames
+# at most, because they are kept until then.
+MOST_BETWEEN_CHECKS = 10
 CHECK_INTERVAL_S = 0.01
 # How often it is measured how long a frame takes to be acknowledged; so it is nearly free.
 CHECKS_BETWEEN_MARKS = 5
@@ -216,7 +218,7 @@ class Outlet:
         self.budget_bytes = budget_frames * wire_bytes
         self.backlog = Backlog(max(backlog_s, frame_ms / 1000))
         # Each with the number of the frame that it must precede.
-        self._events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self._events: list[tuple[int, Event]] = []
         self._unacked: Unacked | None = None
         # FORMED: sends an incomplete message when due; KERNEL: asks the kernel again.
         self._timer: asyncio.TimerHandle | None = None
@@ -296,7 +298,7 @@ class Outlet:
         frames = [item for item in lost if isinstance(item, bytes)]
         self._path.frames_sent -= len(frames)
         events = _numbered_events(lost, self._number)
-        self._events = deque((*events, *self._events), maxlen=MOST_EVENTS)
+        self._events = [*events, *self._events][-MOST_EVENTS:]
         self.backlog.put_back(frames)
 
     def note_control(self, wire_bytes: int) -> None:
@@ -340,10 +342,12 @@ class Outlet:
 
     def _has_room(self) -> bool:
         """Return whether the kernel's unsent bytes fit the budget; if not, hold for a while."""
-        self._path.next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
         assert self._unacked is not None
         self._unacked.update()
-        if self._unacked.not_sent <= self.budget_bytes:
+        not_sent = self._unacked.not_sent
+        interval = 0 if not_sent else min(2 * self._per_message, MOST_BETWEEN_CHECKS)
+        self._path.next_check = self.frames_sent + max(FRAMES_BETWEEN_CHECKS, interval)
+        if not_sent <= self.budget_bytes:
             return True
         self._hold(Flow.KERNEL)
         self._start_timer(CHECK_INTERVAL_S, self._proceed)
@@ -354,6 +358,7 @@ class Outlet:
     def send_event(self, event: Event) -> None:
         """Send an event after the frames that came before it; never waits."""
         self._events.append((self._number + len(self.backlog), event))
+        del self._events[:-MOST_EVENTS]
         if self._takes:
             self._send_waiting()
 
@@ -381,6 +386,16 @@ class Outlet:
         if self.is_open:
             self._write_all(self._format.closing(reason, self._number, self.backlog.dropped))
 
+    def send_batch(self, frames: list[bytes]) -> None:
+        """Send frames that came at once, or keep them in the backlog; never waits."""
+        # Events wait only behind frames, or while the connection takes nothing.
+        is_message = len(frames) == self._per_message and not self.backlog
+        if is_message and self._path.flow == _LAST_THAT_TAKES:
+            self._write_frames(frames)
+        else:
+            for frame in frames:
+                self._keep(frame)
+
     def _keep(self, frame: bytes) -> None:
         self.backlog.put(frame)
         # While a timer runs and the message is incomplete, there is nothing to send yet.
@@ -406,28 +421,33 @@ class Outlet:
     def _send_message(self) -> None:
         """Send the next message: its frames that wait, but only those before the next event."""
         self._stop_timer()
-        number = self._number
         count = min(self._per_message, len(self.backlog))
         if self._events:
-            count = min(count, self._events[0][0] - number)
-        self._tell_of_gap(number)
-        frames = [self.backlog.take() for _ in range(count)]
+            count = min(count, self._events[0][0] - self._number)
+        self._write_frames([self.backlog.take() for _ in range(count)])
+
+    def _write_frames(self, frames: list[bytes]) -> None:
+        """Write frames as one message, and all that precedes it."""
         path = self._path
-        data = encode_all(self._format.audio(frames, number))
+        backlog = self.backlog
+        number = path.frames_sent + backlog.dropped
+        if backlog.dropped != self._told_dropped:
+            self._tell_of_gap(number)
+        data = encode_all(path.audio(frames, number))
         path.write(data)
         path.note((frames, len(data)))
-        path.frames_sent += count
+        path.frames_sent += len(frames)
         if path.frames_sent >= path.next_check:
             self._check_room()
 
     def _tell_of_gap(self, number: int) -> None:
-        """Tell the server of the frames that were dropped just before this one, if any."""
-        if lost := self.backlog.dropped - self._told_dropped:
-            self._told_dropped += lost
-            self._write_all(self._format.gap(number, lost))
+        """Tell the server of the frames that were dropped just before this one."""
+        lost = self.backlog.dropped - self._told_dropped
+        self._told_dropped += lost
+        self._write_all(self._format.gap(number, lost))
 
     def _write_event(self) -> None:
-        number, event = self._events.popleft()
+        number, event = self._events.pop(0)
         self._write_all(self._format.event(event, number), event)
 
     def _write_all(self, messages: Iterable[Message], event: Event | None = None) -> None:

@@ -31,7 +31,7 @@ class Pairing:
     """Pairs the frames of two legs.
 
     Owned by a pipeline, which calls `attach` and `detach` as legs come and go, `put` for each
-    frame, and `flush` at the end.
+    frame, or `put_batch`, and `flush` at the end.
 
     Args:
         emit: Called with a frame of in and a frame of out that belong together.
@@ -39,8 +39,12 @@ class Pairing:
 
     Attributes:
         emit: As the argument.
+        emit_batch: Called with the frames of in and those of out of several pairs, if they came at
+            once; None: `emit` gets each pair.
         ahead: The part of the frames that wait.
     """
+
+    emit_batch: Callable[[list[bytes], list[bytes]], None] | None = None
 
     def __init__(self, emit: Callable[[bytes, bytes], None], silence: bytes) -> None:
         self.emit = emit
@@ -115,6 +119,31 @@ class Pairing:
         self._waiting.append(frame)
         if len(self._waiting) > self._patience[_OTHER[part]]:
             self._fill()
+
+    def put_batch(self, part: LegPart, frames: list[bytes]) -> None:
+        """Add frames of a part that came at once; emit the pairs that they complete, if any."""
+        self._patience[part] = self._usual_patience
+        waiting = self._waiting
+        if waiting and self.ahead is not part:
+            count = min(len(waiting), len(frames))
+            others = [waiting.popleft() for _ in range(count)]
+            ours, frames = frames[:count], frames[count:]
+            self._pair_all(*((ours, others) if part is LegPart.IN else (others, ours)))
+            if not self._is_batched:
+                self.watch()
+        if frames:
+            self.ahead = part
+            waiting.extend(frames)
+            while len(waiting) > self._patience[_OTHER[part]]:
+                self._fill()
+
+    def _pair_all(self, sides_in: list[bytes], sides_out: list[bytes]) -> None:
+        self._pairs += len(sides_in)
+        if self.emit_batch is not None:
+            self.emit_batch(sides_in, sides_out)
+        else:
+            for side_in, side_out in zip(sides_in, sides_out, strict=True):
+                self.emit(side_in, side_out)
 
     def _pair(self, frame: bytes, other: bytes) -> None:
         """Emit a frame of the part that is ahead, with one of the other part."""

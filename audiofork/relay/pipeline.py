@@ -16,6 +16,7 @@ from audiofork.link.messages import Direction, ForkSpec, LegPart
 from audiofork.relay.shape import Sides
 
 TakeFrame = Callable[[bytes], None]
+TakeBatch = Callable[[list[bytes]], None]
 TakePart = Callable[[LegPart, bytes], None]
 
 
@@ -24,9 +25,11 @@ class LegHandle(Protocol):
 
     Attributes:
         on_usual: Called with a frame that is as long as the one before: the fast path.
+        on_batch: Called with several such frames, read at once; None: `on_usual` gets each.
     """
 
     on_usual: TakeFrame
+    on_batch: TakeBatch | None
 
     @property
     def spoken_rate(self) -> int:
@@ -94,6 +97,7 @@ class Pipeline(ABC):
     # Of forks that move to another relay.
     _note: TakePart | None = None
     _keep: TakePart | None = None
+    _take_batch: TakeBatch | None = None
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
         self.legs: dict[LegPart, LegHandle] = {}
@@ -164,15 +168,21 @@ class Pipeline(ABC):
     def attach(self, part: LegPart, leg: LegHandle) -> None:
         """Add a leg: the first of its part, or one that replaces it."""
         self.legs[part] = leg
-        leg.on_usual = self.input_of(part)
+        leg.on_usual, leg.on_batch = self.input_of(part), None
 
     def detach(self, part: LegPart) -> None:
         """Forget a leg: it is gone, or about to go."""
         self.legs.pop(part, None)
 
-    def hand_to(self, take: TakeFrame) -> None:
-        """Hand the frames to `take` from the next one on."""
+    def hand_to(self, take: TakeFrame, take_batch: TakeBatch | None = None) -> None:
+        """Hand the frames to `take` from the next one on.
+
+        Args:
+            take: Gets each frame.
+            take_batch: Gets those that come at once; None: `take` gets each.
+        """
         self._take = take
+        self._take_batch = take_batch
 
     def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
         """Mute or unmute the sides; None leaves a side as it is."""

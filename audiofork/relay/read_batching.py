@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections import OrderedDict
 
 from audiofork.audiosocket import HEADER_BYTES, PTIME_MS, PTIME_S
 
@@ -26,6 +27,50 @@ def wire_bytes(frame_bytes: int, batch_ms: int) -> int:
     return batch_ms // PTIME_MS * (HEADER_BYTES + frame_bytes)
 
 
+class Patience:
+    """Sees that no frames of batches of one length wait too long, with one timer for all legs.
+
+    A timer for each leg would cost as much as its reads.
+
+    Args:
+        batch_ms: Audio in a full batch, in milliseconds.
+    """
+
+    def __init__(self, batch_ms: int) -> None:
+        # The first frame of a batch comes one tick after the last read. Another tick is for jitter:
+        # ChanSpy sometimes skips a tick and sends two frames at the next.
+        self._patience_s = batch_ms / 1000 + 2 * PTIME_S
+        self._loop = asyncio.get_running_loop()
+        # When each was read, which is also their order.
+        self._read_at: OrderedDict[ReadBatching, float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self, batching: ReadBatching) -> None:
+        """Begin to wait for frames that were read just now, or that are the first."""
+        self._read_at[batching] = self._loop.time()
+        self._read_at.move_to_end(batching)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._patience_s, self._on_timer)
+
+    def forget(self, batching: ReadBatching) -> None:
+        """Wait no longer."""
+        self._read_at.pop(batching, None)
+        if not self._read_at and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        while self._read_at:
+            batching, read_at = next(iter(self._read_at.items()))
+            left_s = read_at + self._patience_s - self._loop.time()
+            if left_s > 0:
+                self._timer = self._loop.call_later(left_s, self._on_timer)
+                return
+            del self._read_at[batching]
+            batching.read_at_once()
+
+
 class ReadBatching:
     """Batches the reads of one connection, and lets no frame wait too long.
 
@@ -36,28 +81,22 @@ class ReadBatching:
         transport: The connection.
         frame_bytes: Size of a frame in bytes.
         batch_ms: Audio in a full batch, in milliseconds; `wire_bytes` returns its size.
+        patience: That for batches of this length.
 
     Attributes:
         is_late: Whether the frames just read, or read next, have waited as long as they may.
     """
 
-    def __init__(self, transport: asyncio.Transport, frame_bytes: int, batch_ms: int) -> None:
+    __slots__ = ("_message_bytes", "_patience", "_socket", "_wanted_bytes", "is_late")
+
+    def __init__(
+        self, transport: asyncio.Transport, frame_bytes: int, batch_ms: int, patience: Patience
+    ) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
         self._message_bytes = HEADER_BYTES + frame_bytes
-        # The first frame of a batch comes one tick after the last read. Another tick is for jitter:
-        # ChanSpy sometimes skips a tick and sends two frames at the next.
-        self._patience_s = batch_ms / 1000 + 2 * PTIME_S
-        self._loop = asyncio.get_running_loop()
-        self._read_at = self._loop.time()
-        self.is_late = False
+        self._patience = patience
         self._wanted_bytes = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._await_frames(batch_ms // PTIME_MS)
-
-    def _await_frames(self, count: int) -> None:
-        self._wake_at(count * self._message_bytes)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._patience_s, self._on_timer)
+        self.on_read(batch_ms // PTIME_MS)
 
     def _wake_at(self, count: int) -> None:
         """Tell the kernel to wake the process when this number of bytes is there."""
@@ -66,14 +105,10 @@ class ReadBatching:
             with contextlib.suppress(OSError):  # raised if the connection is being closed
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
-    def _on_timer(self) -> None:
-        left_s = self._read_at + self._patience_s - self._loop.time()
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._on_timer)
-        else:  # wake for what has come; if nothing has, for the next frame
-            self._timer = None
-            self.is_late = True
-            self._wake_at(1)
+    def read_at_once(self) -> None:
+        """Let the process be woken for what has come; if nothing has, for the next frame."""
+        self.is_late = True
+        self._wake_at(1)
 
     def on_read(self, missing: int) -> None:
         """Wait for the next batch after a read.
@@ -81,19 +116,20 @@ class ReadBatching:
         Args:
             missing: Frames that the next message still lacks.
         """
-        self._read_at = self._loop.time()
         self.is_late = False
-        self._await_frames(missing)
+        wanted_bytes = missing * self._message_bytes
+        if wanted_bytes != self._wanted_bytes:
+            self._wake_at(wanted_bytes)
+        self._patience.wait(self)
 
     def read_rest(self) -> bytes:
         """Return the bytes that the event loop has not read yet."""
-        with contextlib.suppress(OSError):
+        try:
             return os.read(self._socket.fileno(), _MOST_READ_BYTES)
-        return b""
+        except OSError:  # nothing is there, or the connection is being closed
+            return b""
 
     def stop(self) -> None:
         """Let the process be woken by each frame again."""
         self._wake_at(1)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._patience.forget(self)

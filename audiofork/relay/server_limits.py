@@ -61,6 +61,12 @@ class LimitedProtocol(ClientProtocol):
             would cost a queue and a turn of a task; None: there are events.
     """
 
+    # A dictionary of more than 30 attributes shares no keys with others, and takes a kB more.
+    __slots__ = (
+        *("_bytes", "_control_frames", "_head", "_messages", "_parts", "_uncounted"),
+        *("_uncounted_bytes", "costs_too_much", "take"),
+    )
+
     def __init__(
         self,
         uri: WebSocketURI,

@@ -31,6 +31,7 @@ from audiofork.link.messages import (
     TakenOver,
 )
 from audiofork.log import CounterLine, ForkLog
+from audiofork.relay.flag import Flag
 from audiofork.relay.formats.base import Dtmf, Mute
 from audiofork.relay.joint import KeptFrames, SidesOf, Tail
 from audiofork.relay.leg_pipelines import pipeline_of
@@ -62,27 +63,18 @@ class Inlet:
 
     Attributes:
         on_audio: Called with a frame of any size.
+        on_batch_read: See `Session.on_batch_read`.
     """
 
     def __init__(self, session: Session, part: LegPart, on_audio: Callable[[bytes], None]) -> None:
         self._session = session
         self._part = part
         self.on_audio = on_audio
+        self.on_batch_read = functools.partial(session.on_batch_read, part)
 
     def attach(self, leg: LegHandle) -> None:
         """Add the leg that presented a UUID of this part: the first, or one that replaces it."""
         self._session.attach(self._part, leg)
-
-    def on_batch_read(self, *, is_late: bool) -> int:
-        """Handle the end of a batched read of several frames.
-
-        Args:
-            is_late: Whether the frames have waited so long that they must be sent now.
-
-        Returns:
-            The number of frames that this leg is to read next.
-        """
-        return self._session.on_batch_read(self._part, is_late=is_late)
 
     def on_leg_closed(self, *, contested: bool = False) -> None:
         """Handle a leg that was closed, but not by the session.
@@ -113,7 +105,7 @@ class Session:
 
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport, pacer: Pacer) -> None:
         self.spec = spec
-        self.done = asyncio.Event()
+        self.done = Flag()
         self._sink = sink
         sink.on_open = self._on_sink_open
         sink.on_retry = self._on_sink_retry
@@ -183,7 +175,7 @@ class Session:
         if not self._streaming or self._sink.backlog:
             return
         if self._pipeline.batch_reads(self._sink.frame_ms):
-            self._pipeline.hand_to(self._sink.send)
+            self._pipeline.hand_to(self._sink.send, self._sink.send_batch)
 
     def _frames_offered(self) -> int:
         sink = self._sink
@@ -206,8 +198,16 @@ class Session:
         expected, rate = self._pipeline.frame_bytes, self.spec.sample_rate
         return f"the leg sends frames of {size} bytes, not {expected} ({rate} Hz)"
 
-    def on_batch_read(self, part: LegPart, *, is_late: bool) -> int:
-        """See `Inlet.on_batch_read`."""
+    def on_batch_read(self, part: LegPart, is_late: bool) -> int:
+        """Handle the end of a batched read of several frames.
+
+        Args:
+            part: That of the leg.
+            is_late: Whether the frames have waited so long that they must be sent now.
+
+        Returns:
+            The number of frames that this leg is to read next.
+        """
         self._pipeline.end_batch(part)
         if is_late:
             self._sink.send_part()

@@ -18,6 +18,7 @@ from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.client_tls import TlsContext
 from audiofork.relay.connection import Connection, Connector
+from audiofork.relay.flag import Flag
 from audiofork.relay.formats.base import (
     Audio,
     Command,
@@ -133,9 +134,9 @@ class Sink(SinkCallbacks):
         self._openings = 0
         self._open_s: float | None = None  # how long the latest connection was open
         self.dropped_in_gap = 0
-        self._news = asyncio.Event()  # wakes close(): the state changed, or no frame waits
+        self._news = Flag()  # wakes close(): the state changed, or no frame waits
         self._outlet.on_idle = self._news.set
-        self._hurry = asyncio.Event()  # set: no more attempts after the current one
+        self._hurry = Flag()  # set: no more attempts after the current one
         self._patience: asyncio.Timeout | None = None  # the time limit of close()
 
     @property
@@ -150,6 +151,11 @@ class Sink(SinkCallbacks):
     def backlog(self) -> Backlog:
         """The queue of frames that wait; it also counts those dropped."""
         return self._outlet.backlog
+
+    @property
+    def send_batch(self) -> Callable[[list[bytes]], None]:
+        """Sends frames that came at once, or keeps them in the backlog; never waits."""
+        return self._outlet.send_batch
 
     @property
     def missing(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import audioop
-from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
@@ -73,7 +72,7 @@ class Speaker:
         self._voice_legs: list[Hearer] = []
         self._listener: Hearer | None = None
         self._rate = spec.sample_rate
-        self._tone: deque[bytes] = deque()
+        self._tone: list[bytes] = []  # what has yet to be played of it
         self._after_tone: Callable[[], None] | None = None
         self._tail: asyncio.TimerHandle | None = None
 
@@ -161,7 +160,7 @@ class Speaker:
 
     def _begin_tone(self) -> None:
         if self.can_beep:
-            self._tone = deque(tone(self._rate))
+            self._tone = list(tone(self._rate))
             self._begin(self._pacer.now())
 
     def _stop_tone(self) -> None:
@@ -181,7 +180,7 @@ class Speaker:
         playout = self.playout
         frame = playout.take(now) if playout is not None and self._voice_legs else None
         if self._tone:
-            self._play_tone(self._tone.popleft(), frame)
+            self._play_tone(self._tone.pop(0), frame)
         elif frame is None:
             self._stay_silent(now)
         else:
@@ -242,7 +241,7 @@ class Speaker:
             return self.is_steady or self._rate == _FIRST_RATE
         self._rate = spoken_rate
         if self._tone:
-            self._tone = deque(tone(spoken_rate)[-len(self._tone) :])
+            self._tone = list(tone(spoken_rate)[-len(self._tone) :])
         if self.playout is not None:
             self.playout.set_rate(spoken_rate)
         return True

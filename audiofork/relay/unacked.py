@@ -15,7 +15,6 @@ import socket
 import struct
 import termios
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from audiofork.relay.formats.base import Event
@@ -61,7 +60,7 @@ class Unacked:
         self._forgotten = 0  # writes
         self._measured = 0.0  # the time of the latest update that has looked for marked writes
         # Each with the number of its write, the time then, and how long it had waited before.
-        self._marks: deque[tuple[int, float, float]] = deque()
+        self._marks: list[tuple[int, float, float]] = []
         self._writes: list[Written] = []
         self.add: Callable[[Written], None] = self._writes.append
         self._position = 0  # where the first write in the list begins, in bytes since `_before`
@@ -110,11 +109,11 @@ class Unacked:
         """Count the marked writes that are acknowledged by now.
 
         When they were is known only as exactly as updates follow each other, which is at every
-        fifth frame. Between two of them, the round trip counts that TCP itself has measured.
+        fifth frame or tenth. Between two, the round trip counts that TCP itself has measured.
         """
         now = time.monotonic()
         while self._marks and self._marks[0][0] <= self._forgotten:
-            _, at, waited_s = self._marks.popleft()
+            _, at, waited_s = self._marks.pop(0)
             at_least = max(0.0, self._measured - at)  # it was not acknowledged yet then
             took_s = min(max(self.rtt_us / 1e6, at_least), now - at)
             self._latencies.add(waited_s + took_s)

@@ -1,9 +1,11 @@
 /* The floor: a relay that does no more than must be done. One process, epoll: read from the leg,
    find the frames, mix if asked to, mask with a fresh mask, write to the WebSocket connection that it
    has opened for the leg; with --voice also read what the server sends, and write each message of it
-   to the leg, as it comes. No retries, no backlog, no limits, no pace, no statistics.
+   to the leg, as it comes. With --join a fork has two legs, whose UUIDs differ in the last bit alone, and
+   each frame of one is mixed with the next of the other. No retries, no backlog, no limits, no pace, no
+   statistics.
 
-   Takes what every relay of the benchmark takes: --url, --ca, --mix; prints {"port": N}. */
+   Takes what every relay of the benchmark takes: --url, --ca, --mix, --join; prints {"port": N}. */
 #define _GNU_SOURCE
 #include "common.h"
 #include "websocket.h"
@@ -25,6 +27,8 @@
 #define MESSAGE_HEADER 3
 #define KIND_UUID 0x01
 #define KIND_SLIN 0x10
+#define UUID_BYTES 16
+#define MOST_HELD 8
 #define MAX_FRAME_HEADER 8
 
 /* What has come and is no whole message yet. */
@@ -33,10 +37,20 @@ struct input {
     unsigned char buffer[BUFFER_BYTES];
 };
 
+/* Frames that wait for those of the other leg. */
+struct queue {
+    size_t first, count;
+    unsigned char frames[MOST_HELD][FRAME_BYTES];
+};
+
 struct leg {
     int fd;
     int has_sink;
     struct wire sink;
+    unsigned char uuid[UUID_BYTES];
+    struct leg *other;     /* of the same fork; NULL: it has not come, or is gone */
+    struct leg *next;      /* of those that have no other yet */
+    struct queue *held;
     struct input *spoken;  /* by the server; NULL: it is not listened to */
     struct input heard;    /* from the leg; last, so that it need not be zeroed */
 };
@@ -44,6 +58,8 @@ struct leg {
 static int epoll;
 static int port;
 static int mixes;
+static int joins;
+static struct leg *alone;
 static int listens;
 static struct tls_context *tls;
 
@@ -183,11 +199,59 @@ static void on_spoken(struct leg *leg)
     } while (wire_holds_more(&leg->sink));
 }
 
+/* Find the leg of the same fork, or wait for it; the first has the connection to the sink. */
+static void find_other(struct leg *leg, const unsigned char *uuid)
+{
+    memcpy(leg->uuid, uuid, UUID_BYTES);
+    leg->held = calloc(1, sizeof *leg->held);
+    if (leg->held == NULL)
+        die("no memory");
+    for (struct leg **at = &alone; *at != NULL; at = &(*at)->next) {
+        struct leg *one = *at;
+        if (memcmp(one->uuid, uuid, UUID_BYTES - 1) != 0 ||
+            (one->uuid[UUID_BYTES - 1] ^ uuid[UUID_BYTES - 1]) != 1)
+            continue;
+        *at = one->next;
+        one->other = leg;
+        leg->other = one;
+        return;
+    }
+    leg->next = alone;
+    alone = leg;
+    open_sink(leg);
+}
+
+static int join(struct leg *leg, const unsigned char *frame)
+{
+    int16_t ours[FRAME_BYTES / 2], others[FRAME_BYTES / 2];
+    struct queue *queue = leg->other != NULL ? leg->other->held : NULL;
+    if (queue == NULL || queue->count == 0) {
+        queue = leg->held;
+        if (queue->count == MOST_HELD)
+            die("a leg is %d frames ahead of the other", MOST_HELD);
+        memcpy(queue->frames[(queue->first + queue->count++) % MOST_HELD], frame, FRAME_BYTES);
+        return 0;
+    }
+    memcpy(ours, frame, sizeof ours);
+    memcpy(others, queue->frames[queue->first], sizeof others);
+    queue->first = (queue->first + 1) % MOST_HELD;
+    queue->count--;
+    for (size_t i = 0; i < FRAME_BYTES / 2; i++) {
+        int sum = ours[i] + others[i];
+        ours[i] = (int16_t)(sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum);
+    }
+    return send_frame(leg->has_sink ? leg : leg->other, BINARY, (unsigned char *)ours, sizeof ours);
+}
+
 static int on_message(struct leg *leg, int kind, const unsigned char *payload, size_t count)
 {
     static unsigned char mono[BUFFER_BYTES];
-    if (kind == KIND_UUID)
+    if (kind == KIND_UUID && joins && count == UUID_BYTES)
+        find_other(leg, payload);
+    else if (kind == KIND_UUID)
         open_sink(leg);
+    if (kind == KIND_SLIN && leg->held != NULL)
+        return count == FRAME_BYTES ? join(leg, payload) : 1;
     if (kind != KIND_SLIN || !leg->has_sink)
         return 0;
     if (mixes) {
@@ -204,7 +268,16 @@ static void drop(struct leg *leg)
         send_frame(leg, CLOSE, normal, sizeof normal);
         wire_close(&leg->sink);
     }
+    for (struct leg **at = &alone; *at != NULL; at = &(*at)->next) {
+        if (*at == leg) {
+            *at = leg->next;
+            break;
+        }
+    }
+    if (leg->other != NULL)
+        leg->other->other = NULL;
     close(leg->fd);
+    free(leg->held);
     free(leg->spoken);
     free(leg);
 }
@@ -273,6 +346,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"url", required_argument, NULL, 'u'},
                                             {"ca", required_argument, NULL, 'c'},
                                             {"mix", no_argument, NULL, 'm'},
+                                            {"join", no_argument, NULL, 'j'},
                                             {"voice", no_argument, NULL, 'v'},
                                             {NULL, 0, NULL, 0}};
     const char *url = "", *ca = NULL;
@@ -282,6 +356,7 @@ int main(int argc, char **argv)
         case 'u': url = optarg; break;
         case 'c': ca = optarg; break;
         case 'm': mixes = 1; break;
+        case 'j': joins = 1; break;
         case 'v': listens = 1; break;
         default: return 2;
         }

@@ -1,6 +1,7 @@
 /* Asterisk's part: N AudioSocket legs that send a frame every 20 ms each, evenly spread.
 
-   --legs names a file with a line for each leg: its UUID, a space, the port to connect to.
+   --legs names a file with a line for each leg: its UUID, a space, the port to connect to, and
+   " silent" where its frames are silence: the side of a call that is mixed with another leg's.
    Connects, prints {"connected": N}, waits for a line on standard input, sends for the time that
    was asked for, waits a little, closes the legs, and prints what it did as one line of JSON.
 
@@ -24,6 +25,9 @@
 
 #define MESSAGE_HEADER 3  /* kind, length (big-endian) */
 #define MAX_LEGS 10000
+#define FIRST_TURNS 25
+/* For a relay to read the UUIDs of all legs. */
+#define SETTLE_US 200000
 
 /* What is done wrong once, at frame 10 of the first leg: to try what the sink finds. */
 enum fault { NO_FAULT, SKIP, DOUBLE, SWAP, CORRUPT };
@@ -32,6 +36,7 @@ enum fault { NO_FAULT, SKIP, DOUBLE, SWAP, CORRUPT };
 static int frame_bytes = FRAME_BYTES;
 static enum fault fault = NO_FAULT;
 static int legs[MAX_LEGS];
+static int is_silent[MAX_LEGS];
 static int leg_count;
 static uint64_t sent, refused;
 static int gone;
@@ -57,8 +62,8 @@ static void put_uuid(unsigned char *message, const char *text)
 
 static void connect_legs(const char *path)
 {
-    char line[128], uuid[64];
-    int port;
+    char line[128], uuid[64], word[16];
+    int port, fields;
     unsigned char message[MESSAGE_HEADER + 16];
     FILE *file = fopen(path, "r");
     if (file == NULL)
@@ -66,13 +71,15 @@ static void connect_legs(const char *path)
     while (fgets(line, sizeof line, file) != NULL) {
         if (leg_count == MAX_LEGS)
             die("more than %d legs", MAX_LEGS);
-        if (sscanf(line, "%63s %d", uuid, &port) != 2)
+        fields = sscanf(line, "%63s %d %15s", uuid, &port, word);
+        if (fields < 2)
             die("not a leg: %s", line);
         put_uuid(message, uuid);
         int fd = connect_to(port);
         if (write_all(fd, message, sizeof message))
             die("the relay closed leg %d at once", leg_count);
         non_blocking(fd);
+        is_silent[leg_count] = fields > 2 && strcmp(word, "silent") == 0;
         legs[leg_count++] = fd;
     }
     fclose(file);
@@ -88,6 +95,10 @@ static void make_message(unsigned char *message, int leg, uint32_t number)
     message[0] = 0x10;
     message[1] = (unsigned char)(frame_bytes >> 8);
     message[2] = (unsigned char)frame_bytes;
+    if (is_silent[leg]) {
+        memset(message + MESSAGE_HEADER, 0, (size_t)frame_bytes);
+        return;
+    }
     if (frame_bytes == FRAME_BYTES) {
         memcpy(message + MESSAGE_HEADER, mono, FRAME_BYTES);
         return;
@@ -137,21 +148,34 @@ static void send_due(int leg, uint32_t number)
     }
 }
 
-/* Frame k of all is due at start + k * 20 ms / legs. */
+/* Return at which turn of 20 ms a leg begins. What a relay does at a leg's first frame, or at each fifth,
+   is so spread over time, as with calls. The two halves of the list begin alike: where forks have two
+   legs, each half has one of them. */
+static uint64_t first_turn(int leg)
+{
+    int half = (leg_count + 1) / 2;
+    return (uint64_t)(leg % half) % FIRST_TURNS;
+}
+
+/* Frame k of all is due at start + k * 20 ms / legs, if its leg has begun and is not yet done. */
 static void send_all(double seconds, uint64_t tick_ns, struct histogram *late)
 {
-    uint64_t count = (uint64_t)(seconds * 50) * (uint64_t)leg_count;
+    uint64_t all = (uint64_t)leg_count, each = (uint64_t)(seconds * 50);
+    uint64_t count = (each + FIRST_TURNS - 1) * all;
     uint64_t start = now_ns() + tick_ns;
     uint64_t wake = start;
     for (uint64_t next = 0; next < count; wake += tick_ns) {
         struct timespec until = {(time_t)(wake / 1000000000), (long)(wake % 1000000000)};
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
         for (; next < count; next++) {
-            uint64_t due = start + next * FRAME_NS / (uint64_t)leg_count;
+            uint64_t due = start + next * FRAME_NS / all;
+            uint64_t number = next / all - first_turn((int)(next % all));
             if (due > wake)
                 break;
+            if (number >= each)  /* also less than 0 */
+                continue;
             histogram_add(late, now_ns() - due);
-            send_due((int)(next % (uint64_t)leg_count), (uint32_t)(next / (uint64_t)leg_count));
+            send_due((int)(next % all), (uint32_t)number);
         }
     }
 }
@@ -208,6 +232,7 @@ int main(int argc, char **argv)
         return 1;
     double cpu_before = cpu_s();
     uint64_t began = now_ns();
+    usleep(SETTLE_US);
     send_all(seconds, (uint64_t)tick_us * 1000, &late);
     double cpu_share = (cpu_s() - cpu_before) / ((double)(now_ns() - began) / 1e9);
     usleep((useconds_t)linger_ms * 1000);

@@ -139,7 +139,7 @@ class _Owner:
         assert len(frame) == len(self.frames[-1])
         self.on_audio(frame)
 
-    def on_batch_read(self, *, is_late: bool) -> int:
+    def on_batch_read(self, is_late: bool) -> int:
         raise AssertionError("no reads are batched")
 
     def on_leg_closed(self, *, contested: bool = False) -> None:
@@ -271,6 +271,9 @@ class _Sink:
             while self.backlog:
                 self.backlog.take()
             self.on_open()
+
+    def send_batch(self, frames: list[bytes]) -> None:
+        raise AssertionError("no reads are batched")
 
     def send_event(self, event: Event) -> None:
         raise AssertionError("nothing happens that the server is told of")

@@ -41,7 +41,7 @@ class Owner:
         self.usual += 1
         self.frames.append(frame)
 
-    def on_batch_read(self, *, is_late: bool) -> int:
+    def on_batch_read(self, is_late: bool) -> int:
         self.batches += 1
         self.late += is_late
         return self.missing

@@ -55,6 +55,7 @@ class FakeLeg:
     def __init__(self, spoken_rate: int) -> None:
         self.spoken_rate = spoken_rate
         self.on_usual: Callable[[bytes], None] = self._no_handler
+        self.on_batch: Callable[[list[bytes]], None] | None = None
         self.hang_ups = 0
         self.lets_go = False
         self.is_full = False
@@ -138,6 +139,15 @@ class PipelineStage:
     def bring_usual(self, frame: bytes, part: LegPart | None = None) -> None:
         """Deliver a frame with the same length as the one before."""
         self.legs[part or self.only_part].on_usual(frame)
+
+    def bring_batch(self, *frames: bytes, part: LegPart | None = None) -> None:
+        """Deliver frames that are read at once, as long as the one before."""
+        leg = self.legs[part or self.only_part]
+        if leg.on_batch is not None:
+            leg.on_batch(list(frames))
+        else:
+            for frame in frames:
+                leg.on_usual(frame)
 
     def audio(self, frame: bytes, part: LegPart | None = None) -> None:
         """Deliver a frame as the listener does; check the size of the result."""

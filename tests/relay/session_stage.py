@@ -91,6 +91,10 @@ class FakeSink:
         else:
             self.backlog.put()
 
+    def send_batch(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self.send(frame)
+
     def on_the_way(self) -> tuple[float, int]:
         return self.on_its_way
 

@@ -385,11 +385,28 @@ async def test_frame_after_a_pause_is_read_at_once(stage: ListenerStage) -> None
     leg, owner = await batched(stage, 40)
     batching = owner.leg._batching  # type: ignore[union-attr]
     await until(lambda: batching.is_late)
-    assert batching._timer is None
     leg.send_audio(*numbered(1))
     await until(lambda: owner.batches == 1)
     assert owner.frames == [FIRST, *numbered(1)]
-    assert batching._timer is not None
+    assert not batching.is_late
+    await until(lambda: batching.is_late)
+
+
+async def test_batch_is_handed_on_at_once_to_who_takes_it_so(stage: ListenerStage) -> None:
+    leg, owner = await batched(stage, 100)
+    assert owner.leg is not None
+    heaps: list[list[bytes]] = []
+    owner.leg.on_batch = heaps.append
+    leg.send_audio(*numbered(5))
+    await until(lambda: owner.batches == 1)
+    leg.send_audio(*numbered(3))
+    await stage.check_other()
+    owner.leg.read_rest()
+    assert heaps == [numbered(5), numbered(3)]
+    assert owner.frames == [FIRST]
+    leg.send_audio(bytes(640), *numbered(1))
+    await until(lambda: owner.batches == 2)
+    assert owner.frames == [FIRST, bytes(640), *numbered(1)]  # of unlike length
 
 
 async def test_end_of_the_connection_brings_what_was_not_read_yet(stage: ListenerStage) -> None:

@@ -338,7 +338,7 @@ async def test_server_that_whispers_is_not_what_a_fork_captures(
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(("usual", "unusual")), st.integers(-50, 50)),
+        st.tuples(st.sampled_from(("usual", "unusual", "batch")), st.integers(-50, 50)),
         st.tuples(st.sampled_from(("mute", "gate")), st.booleans()),
         st.just(("take", 0)),
         st.just(("replace", 0)),
@@ -358,6 +358,7 @@ class _Played:
 
     def __init__(self, direction: Direction, legs: tuple[LegPart, ...], *, watched: bool) -> None:
         self.stage = PipelineStage(direction, legs=legs)
+        self.stage.pipeline.hand_to(self.stage.frames.append, self.stage.frames.extend)
         self.stage.attach()
         self.inlets = {part: _Inlet(self.stage.pipeline.input_of(part)) for part in legs}
         self.meter: ForkMeter | None = None
@@ -372,6 +373,8 @@ class _Played:
             frame = pairs_of(value, -value) if part is PAIRS else mono_of(value)
             if what == "usual":
                 legs[part].on_usual(frame)
+            elif what == "batch":
+                self.stage.bring_batch(frame, frame, frame, part=part)
             elif what == "unusual":
                 self.inlets[part].on_audio(frame)
             elif what == "replace":
@@ -416,6 +419,8 @@ def test_server_gets_the_same_frames_as_if_nobody_looked(
             for one in (plain, watched)
         ]
         assert ways[0][0] == ways[1][0]
+        batch_ways = [one.stage.legs[part].on_batch is None for one in (plain, watched)]
+        assert batch_ways[0] == batch_ways[1]
         assert ways[1][1] == watched.stage.pipeline.input_of(part)
 
 

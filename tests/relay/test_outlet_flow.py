@@ -32,7 +32,7 @@ class Kernel:
         self.writes: list[Written] = []
         self.acknowledged = 0  # of the writes
         self.add = self.writes.append
-        self.updates = 0
+        self.updates = self.checks = 0
         self.marks: list[tuple[int, float]] = []  # after so many writes, and how long it had waited
 
     def mark(self, waited_s: float) -> None:
@@ -41,6 +41,7 @@ class Kernel:
 
     def update(self) -> None:
         self.updates += 1
+        self.checks += 1
 
     def close(self) -> list[bytes | Event]:
         lost = self.writes[self.acknowledged :]
@@ -237,6 +238,89 @@ def test_part_of_a_message_goes_when_the_message_would_be_full(
     assert (len(stage.written), stage.outlet.frames_sent, loop.armed) == (1, 2, 0)
     stage.offer(5)
     assert (len(stage.written), stage.flow, loop.armed) == (2, Flow.FORMED, 0)
+
+
+def test_batch_that_is_a_message_goes_at_once(loop: FakeLoop, kernel: Kernel) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    stage.outlet.open(is_full=False)
+    stage.outlet.send_batch(numbered(5))
+    assert (len(stage.written), stage.offered, loop.armed) == (1, 5, 0)
+    assert kernel.writes[-1] == (numbered(5), len(stage.written[-1]))
+
+
+@pytest.mark.parametrize(
+    ("frame_ms", "frames"), [(20, 5), (40, 6), (60, 6), (100, 10), (120, 12), (200, 10), (1000, 50)]
+)
+def test_kernel_that_has_sent_all_is_asked_after_two_messages_but_few_frames(
+    loop: FakeLoop, kernel: Kernel, frame_ms: int, frames: int
+) -> None:
+    stage = Stage(loop, kernel, frame_ms)
+    stage.outlet.open(is_full=False)
+    for _ in range(3):
+        asked = kernel.checks
+        stage.offer(frames - 1)
+        assert kernel.checks == asked
+        stage.offer(1)
+        assert kernel.checks == asked + 1
+
+
+@pytest.mark.parametrize("frame_ms", [20, 100])
+def test_kernel_that_has_not_sent_all_is_asked_at_every_fifth_frame(
+    loop: FakeLoop, kernel: Kernel, frame_ms: int
+) -> None:
+    stage = Stage(loop, kernel, frame_ms)
+    kernel.not_sent = 1
+    stage.outlet.open(is_full=False)
+    for _ in range(3):
+        asked = kernel.checks
+        stage.offer(4)
+        assert kernel.checks == asked
+        stage.offer(1)
+        assert kernel.checks == asked + 1
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (5, 7, 3), (1, 1, 1, 1, 1, 5), (12, 3)])
+def test_batches_of_any_length_make_the_messages_that_their_frames_would_make(
+    loop: FakeLoop, kernel: Kernel, sizes: tuple[int, ...]
+) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    stage.outlet.open(is_full=False)
+    frames = numbered(sum(sizes))
+    for size in sizes:
+        at = stage.offered
+        stage.outlet.send_batch(frames[at : at + size])
+    messages = [write[0] for write in kernel.writes if isinstance(write, tuple)]
+    assert messages == [frames[at : at + 5] for at in range(0, len(frames), 5)]
+    assert stage.offered == len(frames)
+
+
+@pytest.mark.parametrize("full", ["shut", "kernel", "transport"])
+def test_batch_that_cannot_go_waits_in_the_backlog(
+    loop: FakeLoop, kernel: Kernel, full: str
+) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    if full != "shut":
+        stage.outlet.open(is_full=full == "transport")
+    if full == "kernel":
+        kernel.not_sent = FULL
+        for _ in range(2):
+            stage.outlet.send_batch(numbered(5))
+    before = len(stage.written)
+    stage.outlet.send_batch(numbered(5))
+    assert (len(stage.written), len(stage.outlet.backlog)) == (before, 5)
+
+
+def test_event_keeps_its_place_among_batches(loop: FakeLoop, kernel: Kernel) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    stage.outlet.open(is_full=False)
+    stage.outlet.pause()
+    stage.outlet.send_batch(numbered(5))
+    stage.outlet.send_event(Dtmf("1"))
+    stage.outlet.send_batch(numbered(5, 5))
+    stage.outlet.resume()
+    stage.outlet.send_batch(numbered(5, 10))
+    carried = [write[0] for write in kernel.writes if isinstance(write, tuple)]
+    assert carried == [numbered(5), (), (Dtmf("1"),), numbered(5, 5), numbered(5, 10)]
 
 
 def test_dropped_before_is_what_was_dropped_when_frames_began_to_wait(stage: Stage) -> None:

@@ -121,6 +121,38 @@ def test_detach_of_both_leaves_nothing_waiting(stage: Stage) -> None:
     assert stage.take() == ["i0 o0", "i1 -"]
 
 
+# --- Frames that come at once --------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from([IN, OUT]), st.integers(1, 12)), max_size=40))
+def test_frames_that_come_at_once_make_the_same_pairs_as_one_by_one(
+    heaps: list[tuple[LegPart, int]],
+) -> None:
+    singly, at_once = Stage(IN, OUT), Stage(IN, OUT)
+    for stage in (singly, at_once):
+        stage.put("i-1", "o-1")
+        stage.pairing.expect_batches(5)
+    for n, (part, count) in enumerate(heaps):
+        frames = [f"{part.value[0]}{n}.{place}" for place in range(count)]
+        singly.put(*frames)
+        at_once.pairing.put_batch(part, [frame.encode() for frame in frames])
+        assert at_once.pairing.waiting == singly.pairing.waiting
+        for stage in (singly, at_once):
+            stage.pairing.watch()
+    assert at_once.take() == singly.take()
+
+
+def test_pairs_that_are_complete_at_once_are_emitted_together(stage: Stage) -> None:
+    emitted: list[tuple[list[bytes], list[bytes]]] = []
+    stage.pairing.emit_batch = lambda sides_in, sides_out: emitted.append((sides_in, sides_out))
+    stage.put("i0", "o0")
+    stage.pairing.put_batch(OUT, [b"o1", b"o2"])
+    stage.pairing.put_batch(IN, [b"i1", b"i2", b"i3"])
+    stage.pairing.put_batch(OUT, [b"o3"])
+    assert emitted == [([b"i1", b"i2"], [b"o1", b"o2"]), ([b"i3"], [b"o3"])]
+    assert stage.take() == pairs(0, 1)
+
+
 # --- Legs that come later, or bring nothing ------------------------------------------------------
 
 

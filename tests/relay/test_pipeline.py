@@ -282,6 +282,85 @@ def test_frame_of_an_unexpected_size_while_the_gate_is_shut_is_gated_as_any_othe
     assert stage.frames == [mono_of(5)]
 
 
+# --- Frames that are read at once ----------------------------------------------------------------
+
+
+def batched(direction: Direction = Direction.IN, **wishes: Any) -> tuple[PipelineStage, Batches]:
+    """Return a stage whose taker takes batches, after a frame; and those that it has taken."""
+    stage = PipelineStage(direction, **wishes)
+    stage.attach()
+    batches: Batches = []
+    stage.pipeline.hand_to(stage.frames.append, batches.append)
+    stage.audio(pairs_of(1, 1) if stage.only_part is PAIRS else mono_of(1))
+    stage.frames.clear()
+    return stage, batches
+
+
+Batches = list[list[bytes]]
+
+
+def test_frames_that_are_read_at_once_are_taken_at_once() -> None:
+    stage, batches = batched()
+    assert stage.leg.on_batch == batches.append
+    stage.bring_batch(mono_of(1), mono_of(2))
+    assert (batches, stage.frames) == ([[mono_of(1), mono_of(2)]], [])
+
+
+def test_frames_that_are_read_at_once_have_the_shape_of_others() -> None:
+    stage, batches = batched(gain_in=1)
+    stage.bring_batch(mono_of(1), mono_of(2))
+    assert batches == [[mono_of(2), mono_of(4)]]
+
+
+def test_taker_that_takes_no_batches_gets_frame_by_frame() -> None:
+    stage = PipelineStage()
+    stage.attach()
+    stage.audio(mono_of(1))
+    assert stage.leg.on_batch is None
+    stage.bring_batch(mono_of(2), mono_of(3))
+    assert stage.frames == [mono_of(1), mono_of(2), mono_of(3)]
+
+
+def test_first_batch_after_a_change_is_treated_as_it_says_and_the_next_is_taken_at_once() -> None:
+    stage, batches = batched()
+    for mute, frame in ((True, mono_of(0)), (False, mono_of(5))):
+        stage.pipeline.set_mute(mute, None)
+        stage.bring_batch(mono_of(5), mono_of(5))
+        assert (stage.frames, batches) == ([frame, frame], [])
+        stage.bring_batch(mono_of(5), mono_of(5))
+        assert batches == [[frame, frame]]
+        stage.frames.clear()
+        batches.clear()
+    stage.pipeline.set_gate(False)
+    stage.bring_batch(mono_of(5), mono_of(5))
+    assert (stage.frames, batches, stage.pipeline.gated) == ([], [], 2)
+
+
+def test_each_frame_of_a_batch_is_heard_and_noted() -> None:
+    stage, batches = batched()
+    heard: list[bytes] = []
+    noted: list[bytes] = []
+    stage.pipeline.overhear(heard.append)
+    for n in (1, 3):
+        stage.bring_batch(mono_of(n), mono_of(n + 1))
+    stage.pipeline.note(lambda _, frame: noted.append(frame))
+    for n in (5, 7):
+        stage.bring_batch(mono_of(n), mono_of(n + 1))
+    assert heard == stage.frames == [mono_of(n) for n in range(1, 9)]
+    assert noted == heard[4:]
+    assert batches == []
+
+
+def test_batch_of_frames_that_are_kept_goes_to_who_keeps_them() -> None:
+    stage, batches = batched()
+    kept: list[bytes] = []
+    stage.pipeline.keep(lambda _, frame: kept.append(frame))
+    for _ in range(2):
+        stage.bring_batch(mono_of(1), mono_of(2))
+    assert kept == [mono_of(1), mono_of(2)] * 2
+    assert (stage.frames, batches) == ([], [])
+
+
 # --- The fast path -------------------------------------------------------------------------------
 
 

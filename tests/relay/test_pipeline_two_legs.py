@@ -293,6 +293,69 @@ def test_leg_that_comes_anew_has_the_other_read_what_waits_and_each_frame_from_t
     assert stage.legs[OUT].is_batching
 
 
+@pytest.mark.parametrize("gain", [0, -1], ids=["plain", "quieter"])
+@in_joined
+def test_frames_of_both_legs_that_are_read_at_once_are_joined_and_taken_at_once(
+    direction: Direction, gain: int
+) -> None:
+    stage, singly = (two_legs(direction, gain_in=gain) for _ in range(2))
+    batches: list[list[bytes]] = []
+    for one in (stage, singly):
+        bring(one)
+    stage.pipeline.hand_to(stage.frames.append, batches.append)
+    stage.frames.clear()
+    singly.frames.clear()
+    for one in (stage, singly):
+        one.bring_batch(mono_of(-5), mono_of(6), mono_of(9), part=IN)
+        one.bring_batch(mono_of(7), mono_of(-8), part=OUT)
+    assert batches == [singly.frames]
+    assert (stage.frames, len(singly.frames)) == ([], 2)
+    assert singly.pipeline.legs[IN].on_batch is not None
+
+
+def test_batches_of_two_legs_stop_at_a_shut_gate_and_are_heard_and_noted_frame_by_frame() -> None:
+    stage = two_legs(Direction.STEREO)
+    batches: list[list[bytes]] = []
+    heard: list[bytes] = []
+    noted: list[LegPart] = []
+    stage.pipeline.hand_to(stage.frames.append, batches.append)
+
+    def bring_batches() -> None:
+        stage.bring_batch(mono_of(5), mono_of(6), part=IN)
+        stage.bring_batch(mono_of(7), mono_of(8), part=OUT)
+
+    joined = [pairs_of(5, 7), pairs_of(6, 8)]
+    bring(stage)
+    stage.frames.clear()
+    stage.pipeline.set_gate(False)
+    bring_batches()
+    assert (batches, stage.pipeline.gated) == ([], 2)
+    stage.pipeline.set_gate(True)
+    stage.pipeline.overhear(heard.append)
+    bring_batches()
+    assert heard == stage.frames == joined
+    stage.pipeline.overhear(None)
+    bring_batches()
+    assert batches == [joined]
+    stage.pipeline.note(lambda part, _: noted.append(part))
+    bring_batches()
+    assert (batches, stage.frames) == ([joined], joined * 2)
+    assert noted == [IN, OUT] * 2
+    kept: list[bytes] = []
+    stage.pipeline.keep(lambda _, frame: kept.append(frame))
+    bring_batches()
+    assert kept == [mono_of(n) for n in (5, 6, 7, 8)]
+    assert (batches, stage.frames) == ([joined], joined * 2)
+
+
+def test_batch_of_frames_of_an_unexpected_size_is_dropped() -> None:
+    stage = two_legs()
+    bring(stage)
+    stage.bring_batch(bytes(640), bytes(640), part=OUT)
+    assert stage.unexpected_sizes == [640, 640]
+    assert bring(stage) == mono_of(12)
+
+
 # --- Volume, mute and gate -----------------------------------------------------------------------
 
 

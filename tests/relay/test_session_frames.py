@@ -274,7 +274,7 @@ async def test_reads_of_two_legs_are_batched_once_both_have_begun_anew_if_one_co
 async def test_part_of_a_message_that_was_read_is_sent_if_it_is_late(is_late: bool) -> None:
     stage = SessionStage(Direction.IN)
     stage.sink.missing = 3
-    assert stage.session.inlets[IN].on_batch_read(is_late=is_late) == 3
+    assert stage.session.inlets[IN].on_batch_read(is_late) == 3
     assert stage.sink.parts_sent == is_late
     stage.session.end(EndReason.STOPPED)
 

@@ -143,6 +143,18 @@ async def test_request_has_the_headers_of_the_fork(recorder: Recorder, start: St
     assert headers["User-Agent"] == f"audiofork/{__version__}"
 
 
+async def test_headers_are_not_kept_once_the_connection_is_open(
+    recorder: Recorder, start: Start
+) -> None:
+    sink, _ = start(recorder.url())
+    await opened(sink)
+    connection = sink._connection
+    assert connection is not None
+    assert connection.request is not None
+    assert connection.response is not None
+    assert (len(connection.request.headers), len(connection.response.headers)) == (0, 0)
+
+
 async def test_request_with_a_user_agent_of_the_fork_has_no_other(
     recorder: Recorder, start: Start
 ) -> None:

@@ -223,6 +223,21 @@ async def test_tcp_is_told_how_long_it_may_wait_for_acknowledgements(connected: 
     assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
 
 
+async def test_attributes_are_few_enough_to_share_their_names_with_other_connections(
+    connected: Connected,
+) -> None:
+    connection, _ = connected
+    assert [len(vars(one)) <= 30 for one in (connection, connection.protocol)] == [True, True]
+
+
+async def test_nobody_is_kept_waiting_for_room(connected: Connected) -> None:
+    connection, _ = connected
+    connection.pause_writing()
+    await connection.ping()
+    assert not connection.drain_waiters
+    connection.resume_writing()
+
+
 async def test_response_of_a_refusal_has_status_and_headers() -> None:
     fields = inspect.signature(Response).parameters
     assert {"status_code", "headers"} <= fields.keys(), "retry.py tells by them what was refused"

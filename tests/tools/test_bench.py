@@ -86,13 +86,16 @@ def test_unknown_row_is_named_with_those_that_are() -> None:
     ("fault", "lost", "wrong"),
     [("none", 0, 0), ("skip", 1, 0), ("double", 0, 1), ("swap", 0, 1), ("corrupt", 0, 1)],
 )
-@pytest.mark.parametrize("mixed", [False, True], ids=["mono", "mixed"])
+@pytest.mark.parametrize(
+    "row", [Row(3), Row(3, mixed=True), Row(3, joined=True)], ids=lambda row: row.name
+)
 def test_a_fault_of_the_generator_is_counted_behind_the_floor(
-    tools: build.Tools, tmp_path: Path, fault: str, lost: int, wrong: int, mixed: bool
+    tools: build.Tools, tmp_path: Path, fault: str, lost: int, wrong: int, row: Row
 ) -> None:
     bench = Bench(tools, tmp_path, SHORT, fault)
-    result = bench.run("floor", rows.floor_relay(tools), Row(3, mixed=mixed))
-    assert (result.lost, result.wrong) == (lost, wrong)
+    result = bench.run("floor", rows.floor_relay(tools), row)
+    has_no_pair = row.joined and fault == "double"  # the last of the leg that has sent one more
+    assert (result.lost, result.wrong) == (lost + has_no_pair, wrong)
     assert result.intact == (fault == "none")
 
 
@@ -132,6 +135,23 @@ def test_two_workers_relay_every_frame(tools: build.Tools, tmp_path: Path) -> No
     result = bench.run("audiofork", rows.audiofork_relay(), Row(4, workers=2))
     assert result.intact
     assert result.frames > 0
+
+
+@pytest.mark.serial
+def test_two_legs_make_one_stream_in_messages_of_any_length(
+    tools: build.Tools, tmp_path: Path
+) -> None:
+    bench = Bench(tools, tmp_path, SHORT)
+    for row in (Row(3, joined=True), Row(3, joined=True, frame_ms=100)):
+        result = bench.run("audiofork", rows.audiofork_relay(), row)
+        assert result.intact
+        assert result.frames == row.frame_ms // 20 * result.messages > 0
+        assert row.for_floor == Row(3, joined=True)
+
+
+def test_rows_that_are_not_in_the_table_can_be_named() -> None:
+    assert select("1000-wss-mono,10-ws-mono") == [Row(1000, "wss"), Row(10)]
+    assert Row(1000, "wss") not in ROWS
 
 
 @pytest.mark.serial
