@@ -31,7 +31,7 @@ types unit slow quick tools page nats coverage oldest compiled asterisk python-%
 .NOTPARALLEL:
 .PHONY: demo demo-bot test style types clients unit slow quick tools page nats screenshots coverage oldest compiled pythons asterisk fuzz
 .PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
-.PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel clean
+.PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel wheels clean
 
 # Less than the tests need, and so sooner there.
 demo: .venv/runs
@@ -195,6 +195,13 @@ wheel:
 	$(PYTHON) -m venv --clear build/installed
 	build/installed/bin/pip install --quiet --disable-pip-version-check dist/audiofork-*.whl
 	build/installed/bin/python -m audiofork --version
+
+# Besides, one for each other version of Python that can be had, with its headers.
+wheels: wheel .venv/installed
+	for python in $$($(BIN)/python -m testbed.pythons $(PYTHONS)); do \
+	  $$python -m venv --clear build/other && \
+	  AUDIOFORK_PURE=0 build/other/bin/pip wheel --quiet --disable-pip-version-check --no-deps \
+	    --wheel-dir dist dist/audiofork-*.tar.gz || echo "None for $$python"; done
 
 .venv/runs: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -14,7 +14,8 @@ from testbed.asterisk import cache_folder
 from testbed.debian import MIRROR_VARIABLE, origin_from_machine
 
 # What a server has that is to run a daemon, and what building the package takes.
-_PACKAGES = "systemd-sysv dbus ca-certificates procps python3 python3-dev python3-venv debhelper"
+_PACKAGES = "systemd-sysv dbus ca-certificates procps python3 python3-venv"
+_PACKAGES += " debhelper gcc libc6-dev python3-dev"
 
 
 class NoRoot(Exception):
