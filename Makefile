@@ -194,7 +194,7 @@ wheel:
 	build/tools/bin/twine check --strict dist/audiofork-*
 	$(PYTHON) -m venv --clear build/installed
 	build/installed/bin/pip install --quiet --disable-pip-version-check dist/audiofork-*.whl
-	build/installed/bin/python -m audiofork --version
+	build/installed/bin/audiofork --version
 
 # Besides, one for each other version of Python that can be had, with its headers.
 wheels: wheel .venv/installed
