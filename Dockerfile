@@ -9,9 +9,10 @@
 ARG PYTHON=3.13
 
 FROM python:${PYTHON}-slim AS build
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY . /src
 RUN python -m venv /opt/audiofork \
- && /opt/audiofork/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[cluster]' \
+ && AUDIOFORK_PURE=0 /opt/audiofork/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[cluster]' \
  && /opt/audiofork/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}-slim

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
+COMPILED := $(CURDIR)/.venv-compiled/bin
 PYTHONS ?= 3.12 3.13 3.14
 PYTEST := $(BIN)/python -m pytest
 # Where a variable names the machine's certificates, to read them takes 25 ms each time; no unit test needs them.
@@ -12,7 +13,7 @@ UNIT_PYTEST = SSL_CERT_FILE=/dev/null $(PYTEST)
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit slow quick tools page nats coverage oldest python-%: PROCESSES ?= 6
+unit slow quick tools page nats coverage oldest compiled python-%: PROCESSES ?= 6
 asterisk: PROCESSES ?= 10
 # All in tests/system needs an Asterisk, tests/page a browser; tests/tools is about testbed/, bench/ and examples/.
 UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:rerunfailures
@@ -25,12 +26,12 @@ ASTERISK_TESTS = tests/system $(shell grep -rl --include='*.py' 'mark\.asterisk'
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-types unit slow quick tools page nats coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+types unit slow quick tools page nats coverage oldest compiled asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit slow quick tools page nats screenshots coverage oldest pythons asterisk fuzz
+.PHONY: demo demo-bot test style types clients unit slow quick tools page nats screenshots coverage oldest compiled pythons asterisk fuzz
 .PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
-.PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel clean
+.PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel wheels clean
 
 # Less than the tests need, and so sooner there.
 demo: .venv/runs
@@ -91,6 +92,14 @@ coverage: .venv/installed
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
 	  tests/relay tests/asterisk tests/forks tests/link tests/cluster tests/doors
+
+# What relays a frame, as it is compiled for a wheel: installed, beside a copy of the tests and of nothing that they test.
+compiled: .venv-compiled/installed
+	rm -rf build/compiled && mkdir -p build/compiled
+	cp -a pyproject.toml docs etc examples testbed tests build/compiled
+	cd build/compiled && $(COMPILED)/python -m audiofork --version | grep compiled
+	cd build/compiled && SSL_CERT_FILE=/dev/null $(COMPILED)/python -m pytest -p no:rerunfailures $(PARALLEL) \
+	  -m "not asterisk and not serial and not nats" tests/relay tests/link tests/fuzz tests/test_audiosocket.py
 
 # With other versions of Python, as far as they can be had; `make python-3.13` takes one.
 pythons: .venv/installed
@@ -185,7 +194,14 @@ wheel:
 	build/tools/bin/twine check --strict dist/audiofork-*
 	$(PYTHON) -m venv --clear build/installed
 	build/installed/bin/pip install --quiet --disable-pip-version-check dist/audiofork-*.whl
-	build/installed/bin/python -m audiofork --version
+	build/installed/bin/audiofork --version
+
+# Besides, one for each other version of Python that can be had, with its headers.
+wheels: wheel .venv/installed
+	for python in $$($(BIN)/python -m testbed.pythons $(PYTHONS)); do \
+	  $$python -m venv --clear build/other && \
+	  AUDIOFORK_PURE=0 build/other/bin/pip wheel --quiet --disable-pip-version-check --no-deps \
+	    --wheel-dir dist dist/audiofork-*.tar.gz || echo "None for $$python"; done
 
 .venv/runs: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -228,6 +244,12 @@ $(OLDEST)/installed: setup.cfg constraints.txt
 	grep -E '^(pytest|hypothesis|trustme|cryptography)' constraints.txt >> $(OLDEST)/constraints.txt
 	@$(TELLING) "Installing the oldest versions" \
 	  $(OLDEST)/bin/pip install --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-compiled/installed: setup.py packaging/backend.py setup.cfg constraints.txt $(shell find audiofork -name '*.py')
+	$(PYTHON) -m venv .venv-compiled
+	@$(TELLING) "Compiling and installing audiofork" env AUDIOFORK_PURE=0 \
+	  $(COMPILED)/pip install --disable-pip-version-check -c constraints.txt '.[dev]'
 	@touch $@
 
 .PRECIOUS: .venv-%/installed

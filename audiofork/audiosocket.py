@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from audiofork.errors import AudioSocketProtocolError, BadLength, MessageTooBig
 
@@ -39,7 +39,7 @@ class Kind(enum.IntEnum):
     ERROR = 0xFF
 
 
-SAMPLE_RATES = {
+SAMPLE_RATES: Final = {
     Kind.SLIN: 8000,
     Kind.SLIN12: 12000,
     Kind.SLIN16: 16000,
@@ -52,17 +52,17 @@ SAMPLE_RATES = {
 }
 """Sample rate in Hz of each kind of audio."""
 
-PTIME_MS = 20
-PTIME_S = PTIME_MS / 1000
-SAMPLE_BYTES = 2
-FRAME_BYTES = 320  # 8000 Hz * 0.020 s * 2 bytes
-MAX_PAYLOAD_BYTES = 15_360  # 192000 Hz * 0.020 s * 2 bytes * 2 channels: the largest real frame
-HANGUP_MESSAGE = b"\x00\x00\x00"
+PTIME_MS: Final = 20
+PTIME_S: Final = PTIME_MS / 1000
+SAMPLE_BYTES: Final = 2
+FRAME_BYTES: Final = 320  # 8000 Hz * 0.020 s * 2 bytes
+MAX_PAYLOAD_BYTES: Final = 15_360  # 192000 Hz * 0.020 s * 2 bytes * 2 channels: the largest frame
+HANGUP_MESSAGE: Final = b"\x00\x00\x00"
 
-HEADER_BYTES = 3
-_HEADER = struct.Struct("!BH")
+HEADER_BYTES: Final = 3
+_HEADER: Final = struct.Struct("!BH")
 _UUID_BYTES = 16
-_FIXED_LENGTHS = {Kind.HANGUP: 0, Kind.UUID: _UUID_BYTES, Kind.DTMF: 1}
+_FIXED_LENGTHS: Final = {Kind.HANGUP: 0, Kind.UUID: _UUID_BYTES, Kind.DTMF: 1}
 
 
 def frame_bytes(sample_rate: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from audiofork.commands.daemon_options import DEFAULT_CONFIG, config_option
 from audiofork.commands.roles import exits_of, need_cluster, need_one_asterisk, of_relay_host
 from audiofork.commands.terminal import EXIT_CODES, EXIT_CONFIG, fail
 from audiofork.errors import ConfigError
+from audiofork.system import hot_path
 
 if TYPE_CHECKING:
     from audiofork.relay.host import MakeDoor
@@ -71,13 +73,23 @@ class _Commands(MutableMapping[str, click.Command]):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
 )
-@click.version_option(__version__, prog_name="audiofork")
+@click.version_option(
+    __version__,
+    prog_name="audiofork",
+    message=f"%(prog)s, version %(version)s, hot path: {hot_path()}",
+)
 def main() -> None:
     """Sends the audio of live Asterisk calls to WebSocket servers.
 
     To begin: `audiofork setup` connects it to the Asterisk of this machine, `audiofork check` tests
     everything that it needs, `audiofork receive` is a server to send a first call to.
     """
+
+
+def _set_up_log(settings: config.LogConfig) -> None:
+    """Set up the log of what runs until it is stopped; the first line says what that is."""
+    log.set_up(settings)
+    logging.getLogger(__name__).info("audiofork %s, hot path: %s", __version__, hot_path())
 
 
 @main.command()
@@ -88,7 +100,7 @@ def run(path: Path) -> None:
         loaded = config_file.load(path)
         config_file.refuse_unknown_variables(loaded)
         need_one_asterisk(loaded)
-        log.set_up(loaded.log)
+        _set_up_log(loaded.log)
         uvloop.run(_run(path, loaded))
 
 
@@ -118,7 +130,7 @@ def relay(path: Path | None, config_path: Path) -> None:
         return
     from audiofork.relay import detached
 
-    log.set_up(config.LogConfig())
+    _set_up_log(config.LogConfig())
     try:
         detached.run(path)
     except ConfigError as exc:
@@ -131,7 +143,7 @@ def _run_host(path: Path) -> None:
         from audiofork.relay import host
 
         loaded = of_relay_host(path)
-        log.set_up(loaded.log)
+        _set_up_log(loaded.log)
         host.run(loaded, lambda: of_relay_host(path), _host_door_of(loaded.http))
 
 
@@ -157,7 +169,7 @@ def control(path: Path) -> None:
         loaded = config_file.load(path)
         config_file.refuse_unknown_variables(loaded)
         need_cluster(loaded)
-        log.set_up(loaded.log)
+        _set_up_log(loaded.log)
         uvloop.run(_control(path, loaded))
 
 

@@ -1,4 +1,4 @@
-"""Talks to systemd, handles the limit on open files, and knows what processes use."""
+"""Talks to systemd, handles the limit on open files, and knows what runs and what it uses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import audiofork
+from audiofork import audiosocket
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ FURTHER_FILES = 1400
 GC_THRESHOLDS = (5_000, 5, 10)
 # Prefixes of the environment variables through which systemd talks to the daemon only.
 _OF_SYSTEMD = ("NOTIFY_", "WATCHDOG_")
+
+
+def hot_path() -> str:
+    """Return how frames are relayed: by modules that are "compiled", or in "Python"."""
+    return "Python" if audiosocket.__file__.endswith(".py") else "compiled"
 
 
 def lift_file_limit() -> None:

@@ -58,6 +58,21 @@ def tools() -> Tools:
     return Tools(folder / "generator", folder / "sink", folder / "floor", has_tls)
 
 
+def compiled(folder: Path) -> Path:
+    """Install this tree into a folder as its wheel does, with the hot path compiled; return it.
+
+    Raises:
+        CannotBuild: It cannot be compiled.
+    """
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--target", str(folder), str(HERE.parent)]
+    environment = os.environ | {"AUDIOFORK_PURE": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CannotBuild(f"the hot path cannot be compiled:\n{done.stderr}")
+    return folder
+
+
 def _has_openssl(compiler: str) -> bool:
     """Return whether OpenSSL's headers and libraries are installed: links an empty program."""
     command = [compiler, "-include", "openssl/ssl.h", "-x", "c", "-", "-o", os.devnull]

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from audiofork import audiosocket
 from audiofork.system import (
     feed_watchdog,
     file_limit,
+    hot_path,
     lift_file_limit,
     notify,
     open_files,
@@ -37,6 +39,20 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         listening.settimeout(2)
         monkeypatch.setenv("NOTIFY_SOCKET", path)
         yield listening
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("/x/audiosocket.py", "Python"),
+        ("/x/audiosocket.cpython-311-x86_64-linux-gnu.so", "compiled"),
+    ],
+)
+def test_hot_path_is_compiled_if_its_modules_are_no_python_files(
+    monkeypatch: pytest.MonkeyPatch, file: str, told: str
+) -> None:
+    monkeypatch.setattr(audiosocket, "__file__", file)
+    assert hot_path() == told
 
 
 def test_notify_reaches_systemd(systemd: socket.socket) -> None:

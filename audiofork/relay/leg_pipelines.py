@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from audiofork.audiosocket import PTIME_MS
 from audiofork.link.messages import Direction, ForkSpec, LegPart
@@ -58,7 +58,7 @@ class OneLegPipeline(Pipeline):
             fill = functools.partial(self._fill, bytes(message_frame_bytes(spec)))
             is_steady = spec.voice is not None and spec.voice.steady
             self._silence_filler = SilenceFiller(
-                fill, lambda: self.frames_in, time.monotonic, steady=is_steady
+                fill, lambda: self.frames_in, monotonic, steady=is_steady
             )
 
     def overhear(self, hear: TakeFrame | None) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from audiofork.addresses import IPNetwork, is_among
 from audiofork.audiosocket import (
@@ -95,7 +95,8 @@ class Listener:
         self._server = await loop.create_server(
             lambda: _Leg(self), listen.host, listen.port, backlog=1024
         )
-        return Address(listen.host, self._server.sockets[0].getsockname()[1])
+        server: Any = self._server  # its sockets are a tuple, but uvloop's are a list
+        return Address(listen.host, server.sockets[0].getsockname()[1])
 
     @property
     def is_listening(self) -> bool:
@@ -272,7 +273,7 @@ class _Leg(asyncio.Protocol):
             self.refuse("not allowed ([audiosocket] allow)")
 
     def data_received(self, chunk: bytes) -> None:
-        if len(chunk) == self._usual_bytes and chunk[:HEADER_BYTES] == self._usual_header:
+        if len(chunk) == self._usual_bytes and chunk.startswith(self._usual_header):
             on_usual = self.on_usual
             on_usual(chunk[HEADER_BYTES:])
         elif self._batching is not None:

@@ -11,6 +11,7 @@ import enum
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from audiofork.audiosocket import PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
@@ -25,13 +26,13 @@ except ImportError:  # the library's wheel for this platform has no C code
 
 # How often the kernel is asked for its unsent bytes: counted in frames while frames are sent, in
 # seconds while they wait.
-FRAMES_BETWEEN_CHECKS = 5
+FRAMES_BETWEEN_CHECKS: Final = 5
 # While the kernel has sent all, it is two messages, since they fit the budget; but so many frames
 # at most, because they are kept until then.
-MOST_BETWEEN_CHECKS = 10
-CHECK_INTERVAL_S = 0.01
+MOST_BETWEEN_CHECKS: Final = 10
+CHECK_INTERVAL_S: Final = 0.01
 # How often it is measured how long a frame takes to be acknowledged; so it is nearly free.
-CHECKS_BETWEEN_MARKS = 5
+CHECKS_BETWEEN_MARKS: Final = 5
 # Most events that wait for a server; the oldest are dropped.
 MOST_EVENTS = 100
 
@@ -44,7 +45,7 @@ def _masks() -> Iterator[bytes]:
             yield block[start : start + 4]
 
 
-_next_mask = _masks().__next__
+_next_mask: Final = _masks().__next__
 _BINARY, _TEXT = 0x82, 0x81  # the first byte of a message that is one frame (RFC 6455, 5.2)
 
 
@@ -97,7 +98,7 @@ class Flow(enum.IntEnum):
 
 
 # Frames are sent up to this value. A global name, because Python 3.11 looks up enum members slowly.
-_LAST_THAT_TAKES = Flow.FORMED
+_LAST_THAT_TAKES: Final = Flow.FORMED
 
 
 class _FastPath:

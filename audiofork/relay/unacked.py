@@ -16,6 +16,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from audiofork.relay.formats.base import Event
 from audiofork.relay.latencies import Latencies
@@ -23,8 +24,8 @@ from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, Records
 
 # Of struct tcp_info (linux/tcp.h): tcpi_rtt, in microseconds, at 68, tcpi_bytes_acked at 120,
 # tcpi_notsent_bytes at 144.
-_INFO = struct.Struct("=68xI48xQ16xI")
-_OUTQ = struct.Struct("=i")
+_INFO: Final = struct.Struct("=68xI48xQ16xI")
+_OUTQ: Final = struct.Struct("=i")
 
 # One write; sizes are in bytes on the wire. One of:
 # - a tuple: the frames or events that it carried, and its size without TLS;

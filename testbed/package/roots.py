@@ -14,7 +14,8 @@ from testbed.asterisk import cache_folder
 from testbed.debian import MIRROR_VARIABLE, origin_from_machine
 
 # What a server has that is to run a daemon, and what building the package takes.
-_PACKAGES = "systemd-sysv dbus ca-certificates procps python3 python3-venv debhelper".split()
+_PACKAGES = "systemd-sysv dbus ca-certificates procps python3 python3-venv"
+_PACKAGES += " debhelper gcc libc6-dev python3-dev"
 
 
 class NoRoot(Exception):
@@ -36,7 +37,7 @@ def root_of(suite: str) -> Path:
         raise NoRoot("root file systems are made by root: apt install debootstrap")
     with tempfile.TemporaryDirectory(prefix=".root-", dir=_folder()) as name:
         made = Path(name, suite)
-        command = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}"]
+        command = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES.split())}"]
         done = subprocess.run([*command, suite, str(made), _mirror()], stdout=subprocess.DEVNULL)
         if done.returncode != 0:
             raise NoRoot(f"debootstrap made no {suite}; the reason stands above")

@@ -35,6 +35,7 @@ from audiofork.errors import AmiUnavailable, DaemonBusy, NoSuchChannel, RequestR
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.view import ForkView
+from audiofork.system import hot_path
 from tests.commands.views import FORK_ID, VIEW
 
 
@@ -49,9 +50,10 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "audiofork.ini"
 
 
-def test_version_is_told() -> None:
+def test_version_is_told_and_what_relays_frames() -> None:
     result = CliRunner().invoke(main, ["--version"])
-    assert (result.exit_code, result.output) == (0, f"audiofork, version {__version__}\n")
+    told = f"audiofork, version {__version__}, hot path: {hot_path()}\n"
+    assert (result.exit_code, result.output) == (0, told)
 
 
 def test_unknown_command_is_a_usage_error() -> None:
@@ -140,7 +142,10 @@ def test_run_with_an_asterisk_with_a_name_exits_with_3(
     assert f"audiofork: {config}{told}" in result.output
 
 
-def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
+def test_run_on_a_taken_port_says_so_and_exits_with_1(
+    config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         config.write_text(f"[audiosocket]\nlisten = {address}\n")
@@ -150,6 +155,7 @@ def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
         f"audiofork: {config}:2: [audiosocket] listen: cannot listen on {address}: Address already "
         "in use (another program listens there; as root, ss -ltnp shows which)\n"
     )
+    assert caplog.messages[0] == f"audiofork {__version__}, hot path: {hot_path()}"
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------

@@ -158,7 +158,7 @@ def _listening(check_legs: CheckLegs) -> Iterator[Check]:
         factories.append(factory)
         listening = MagicMock()
         listening.getsockname.return_value = ("127.0.0.1", 9092)
-        server = MagicMock(sockets=[listening])
+        server = MagicMock(sockets=[listening], close=lambda: None)
         server.wait_closed = AsyncMock()
         return server
 

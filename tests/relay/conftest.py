@@ -153,9 +153,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     modules = ("beep", "pacer", "speaker", "server_commands", "silence_filler", "shortfall")
     for module in (*modules, "levels"):
         monkeypatch.setattr(f"audiofork.relay.{module}.asyncio", faked)
-    for module in ("message_limit", "leg_pipelines", "session"):
+    for module in ("message_limit", "session"):
         time = SimpleNamespace(monotonic=loop.time)
         monkeypatch.setattr(f"audiofork.relay.{module}.time", time)
+    monkeypatch.setattr("audiofork.relay.leg_pipelines.monotonic", loop.time)
     return loop
 
 

@@ -198,6 +198,7 @@ async def test_second_service_at_the_same_socket_waits_for_the_end_of_the_first(
     try:
         assert second.stderr is not None
         async with asyncio.timeout(TIMEOUT_S):
+            await second.stderr.readline()  # what runs
             line = await second.stderr.readline()
         assert b"another daemon listens there; waiting for its end" in line
         async with daemon(path, process) as control:

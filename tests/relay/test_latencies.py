@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any, cast
+import time
+from typing import cast
 
 import pytest
 
 from audiofork.link.messages import LATENCY_BUCKETS_MS
-from audiofork.relay import unacked as unacked_module
 from audiofork.relay.latencies import Latencies
-from audiofork.relay.unacked import _INFO, Unacked
+from audiofork.relay.unacked import Unacked
+from tests.relay.kernels import Kernel, Transport
 from tests.relay.peers import FickleServer, StalledServer, numbered, until
 from tests.relay.sinks import Start, Waits, all_acknowledged, offer, offer_until_stalled, opened
 
@@ -30,30 +30,16 @@ class Watched(Latencies):
         self.added.append(round(seconds, 6))
 
 
-class Kernel:
-    """Stands for the socket of a connection: what the peer has acknowledged, and its round trip."""
-
-    def __init__(self) -> None:
-        self.acked, self.rtt_s = 0, 0.0
-
-    def getsockopt(self, *_: int) -> bytes:
-        return _INFO.pack(round(self.rtt_s * 1e6), self.acked, 0)
-
-    def close(self) -> None: ...
-
-
 class Stage:
     """The writes of a connection, of a byte each, with a clock and a kernel of their own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr(unacked_module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        self.kernel = Kernel()
-        monkeypatch.setattr(unacked_module, "_duplicate", lambda _: self.kernel)
-        monkeypatch.setattr(Unacked, "_queued", lambda _: 0)
-        transport = SimpleNamespace(get_extra_info=lambda _: None, get_write_buffer_size=lambda: 0)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        self.kernel = Kernel.behind_all(monkeypatch)
         self.latencies = Watched()
-        self.unacked = Unacked(cast(Any, transport), 1, self.latencies)
+        transport = cast(asyncio.Transport, Transport(self.kernel))
+        self.unacked = Unacked(transport, 1, self.latencies)
 
     def write(self, count: int, waited_s: float = 0.0) -> None:
         """Write, and mark the last write."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+import asyncio
+from typing import cast
 
 import pytest
 
 from audiofork.audiosocket import PTIME_S
-from audiofork.relay import outlet as outlet_module
 from audiofork.relay.formats.base import Dtmf, Event
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import (
@@ -18,39 +17,10 @@ from audiofork.relay.outlet import (
     Flow,
     Outlet,
 )
-from audiofork.relay.unacked import Written
+from tests.relay.kernels import Kernel, Transport
 from tests.relay.peers import FakeLoop, numbered
 
 FULL = 1 << 20
-
-
-class Kernel:
-    """Stands for `Unacked`: what the kernel holds back, and what the peer never acknowledges."""
-
-    def __init__(self) -> None:
-        self.not_sent = 0
-        self.writes: list[Written] = []
-        self.acknowledged = 0  # of the writes
-        self.add = self.writes.append
-        self.updates = self.checks = 0
-        self.marks: list[tuple[int, float]] = []  # after so many writes, and how long it had waited
-
-    def mark(self, waited_s: float) -> None:
-        self.updates = 0
-        self.marks.append((len(self.writes), waited_s))
-
-    def update(self) -> None:
-        self.updates += 1
-        self.checks += 1
-
-    def close(self) -> list[bytes | Event]:
-        lost = self.writes[self.acknowledged :]
-        return [
-            one
-            for write in lost
-            if not isinstance(write, int)
-            for one in (write[0] if isinstance(write, tuple) else [write])
-        ]
 
 
 class PressFormat(RawFormat):
@@ -63,7 +33,7 @@ class PressFormat(RawFormat):
         return (reason,)
 
 
-class Stage:
+class Stage(Transport):
     """An outlet with a connection.
 
     Attributes:
@@ -72,14 +42,14 @@ class Stage:
     """
 
     def __init__(self, clock: FakeLoop, kernel: Kernel, frame_ms: int = 20) -> None:
+        super().__init__(kernel)
         self.clock = clock
-        self.kernel = kernel
         self.written: list[bytes] = []
         self.pause_at = 0
         self.outlet = Outlet(
             PressFormat(), frame_bytes=320, frame_ms=frame_ms, backlog_s=1, latency_budget_s=0.2
         )
-        self.outlet.attach(cast(Any, self))
+        self.outlet.attach(cast(asyncio.Transport, self))
 
     def write(self, message: bytes) -> None:
         self.written.append(message)
@@ -89,6 +59,18 @@ class Stage:
     @property
     def flow(self) -> Flow:
         return self.outlet._path.flow
+
+    @property
+    def marks(self) -> list[tuple[int, float]]:
+        """After how many writes it is measured, and how long the last frame had waited then."""
+        assert self.outlet._unacked is not None
+        return [(writes, waited_s) for writes, _, waited_s in self.outlet._unacked._marks]
+
+    @property
+    def carried(self) -> list[object]:
+        """What each write has carried, of those that nobody has acknowledged."""
+        assert self.outlet._unacked is not None
+        return [write[0] for write in self.outlet._unacked._writes if isinstance(write, tuple)]
 
     @property
     def offered(self) -> int:
@@ -106,16 +88,13 @@ class Stage:
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     clock = FakeLoop()
-    faked = SimpleNamespace(get_running_loop=lambda: clock)
-    monkeypatch.setattr(outlet_module, "asyncio", faked)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
     return clock
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    kernel = Kernel()
-    monkeypatch.setattr(outlet_module, "Unacked", lambda *_, **__: kernel)
-    return kernel
+    return Kernel.behind_all(monkeypatch)
 
 
 @pytest.fixture
@@ -171,12 +150,13 @@ def test_full_transport_is_waited_for_even_if_the_kernel_is_full_too(
 def test_one_check_of_five_is_measured_with_the_time_that_its_frame_has_waited(
     stage: Stage,
 ) -> None:
+    stage.kernel.rtt_s = 0.03
     rounds = FRAMES_BETWEEN_CHECKS * CHECKS_BETWEEN_MARKS
     stage.offer(rounds + 7)
     stage.outlet.open(is_full=False)
     stage.offer(rounds)
     # The first check is that of the opening.
-    assert stage.kernel.marks == [(20, 12 * PTIME_S), (45, 0)]
+    assert stage.marks == [(20, 12 * PTIME_S), (45, 0)]
 
 
 def test_transport_that_is_full_while_the_kernel_is_ends_the_asking(stage: Stage) -> None:
@@ -245,7 +225,7 @@ def test_batch_that_is_a_message_goes_at_once(loop: FakeLoop, kernel: Kernel) ->
     stage.outlet.open(is_full=False)
     stage.outlet.send_batch(numbered(5))
     assert (len(stage.written), stage.offered, loop.armed) == (1, 5, 0)
-    assert kernel.writes[-1] == (numbered(5), len(stage.written[-1]))
+    assert stage.carried == [numbered(5)]
 
 
 @pytest.mark.parametrize(
@@ -289,8 +269,7 @@ def test_batches_of_any_length_make_the_messages_that_their_frames_would_make(
     for size in sizes:
         at = stage.offered
         stage.outlet.send_batch(frames[at : at + size])
-    messages = [write[0] for write in kernel.writes if isinstance(write, tuple)]
-    assert messages == [frames[at : at + 5] for at in range(0, len(frames), 5)]
+    assert stage.carried == [frames[at : at + 5] for at in range(0, len(frames), 5)]
     assert stage.offered == len(frames)
 
 
@@ -319,8 +298,7 @@ def test_event_keeps_its_place_among_batches(loop: FakeLoop, kernel: Kernel) -> 
     stage.outlet.send_batch(numbered(5, 5))
     stage.outlet.resume()
     stage.outlet.send_batch(numbered(5, 10))
-    carried = [write[0] for write in kernel.writes if isinstance(write, tuple)]
-    assert carried == [numbered(5), (), (Dtmf("1"),), numbered(5, 5), numbered(5, 10)]
+    assert stage.carried == [numbered(5), (), (Dtmf("1"),), numbered(5, 5), numbered(5, 10)]
 
 
 def test_dropped_before_is_what_was_dropped_when_frames_began_to_wait(stage: Stage) -> None:
@@ -346,7 +324,7 @@ def test_event_is_given_back_until_its_last_message_is_acknowledged(
     stage.outlet.send_event(Dtmf("1"))
     stage.offer(1)
     assert len(stage.written) == 4
-    stage.kernel.acknowledged = acknowledged
+    stage.kernel.acked = sum(map(len, stage.written[:acknowledged]))
     stage.outlet.detach()
     assert list(stage.outlet._events) == [(1, Dtmf("1"))] * events_given_back
     assert (stage.outlet.frames_sent, len(stage.outlet.backlog)) == (1, 1)
