@@ -59,6 +59,13 @@ def test_each_image_of_ours_is_built_by_a_service_that_is_started(names: set[str
     assert images == {SERVICES[name]["image"] for name in names if "build" in SERVICES[name]}
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_image_that_is_built_here_is_asked_of_no_registry(name: str) -> None:
+    """Compose asks one for each image that is not there yet, also of services that build it."""
+    ours = SERVICES[name]["image"].startswith("audiofork")
+    assert SERVICES[name].get("pull_policy") == ("never" if ours else None)
+
+
 @pytest.mark.parametrize("name", DAEMONS)
 def test_service_is_sandboxed_and_its_options_are_known(name: str) -> None:
     service = SERVICES[name]
