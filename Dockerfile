@@ -24,7 +24,8 @@ COPY --from=build /opt/audiofork /opt/audiofork
 COPY etc/audiofork.ini /etc/audiofork/audiofork.ini
 ENV PATH=/opt/audiofork/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER audiofork
-# The journal, by which a new container resumes the forks of the old one; the recordings of `audiofork receive`.
+# The journal, by which a new container resumes the forks of the old one (if that is stopped: with
+# AUDIOFORK_DAEMON_ON_STOP=keep); the recordings of `audiofork receive`.
 VOLUME /var/lib/audiofork /recordings
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s \
   CMD ["audiofork", "list", "--socket", "/run/audiofork/control.sock"]

@@ -75,8 +75,8 @@ BUSY = " If a timing module is loaded, the machine is too busy: look at its load
 TIMING = ' asterisk -rx "timing test" shows which one Asterisk uses.'
 TICKS_ARE_LOST = (
     f"snoop: {TIMERFD} skips ticks that a busy machine misses, and half a second of audio is "
-    f"lost after some 25; put noload => {TIMERFD} into modules.conf and restart Asterisk, which "
-    f"then uses {TIMING_MODULES[0]}, which catches up"
+    f"lost after some 25; put noload => {TIMERFD} into [modules] of modules.conf and restart "
+    f"Asterisk, which then uses {TIMING_MODULES[0]}, which catches up"
 )
 NOT_THE_TONE = (
     "Something on this Asterisk changes audio between two channels; please report it with the "

@@ -5,5 +5,5 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --system --gid 990 audiofork
 COPY etc/asterisk/ /usr/share/audiofork/
-COPY packaging/compose/extensions.conf packaging/compose/start /usr/share/audiofork/
+COPY packaging/compose/extensions.conf packaging/compose/start packaging/compose/call /usr/share/audiofork/
 ENTRYPOINT ["/usr/share/audiofork/start"]
