@@ -36,7 +36,7 @@ async def undisturbed_fork(
     yield target
     await recorder.wait_messages("/undisturbed", len(recording.messages) + 10)
     gaps_s = [after - before for before, after in pairwise(recording.times)]
-    assert max(gaps_s) < 0.5
+    assert max(gaps_s) < 1.5  # what blocks the daemon does so for longer
     await target.call.hangup()
     stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
     assert stopped["FramesSent"] == str(len(recording.messages))

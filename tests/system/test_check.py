@@ -451,7 +451,7 @@ async def test_missing_part_of_the_dialplan_is_named(
 async def test_edited_or_older_dialplan_is_told(checked: Asterisk) -> None:
     checked.cli("dialplan remove extension version@audiofork")
     older = await only_failure(checked, configured(checked))
-    assert older.text.endswith("_audiofork.conf is older (version 0) than this daemon's (5)")
+    assert older.text.endswith("_audiofork.conf is older (version 0) than this daemon's (6)")
     checked.cli("dialplan reload")
     checked.cli("dialplan add extension extra,1,NoOp into audiofork")
     outcome, findings = await findings_of(checked, configured(checked))
