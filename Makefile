@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
 COMPILED := $(CURDIR)/.venv-compiled/bin
+PURELIB = import sysconfig; print(sysconfig.get_path("purelib"))
 PYTHONS ?= 3.12 3.13 3.14
 PYTEST := $(BIN)/python -m pytest
 # Where a variable names the machine's certificates, to read them takes 25 ms each time; no unit test needs them.
@@ -98,7 +99,8 @@ compiled: .venv-compiled/installed
 	rm -rf build/compiled && mkdir -p build/compiled
 	cp -a pyproject.toml docs etc examples testbed tests build/compiled
 	cd build/compiled && $(COMPILED)/python -m audiofork --version | grep compiled
-	cd build/compiled && SSL_CERT_FILE=/dev/null $(COMPILED)/python -m pytest -p no:rerunfailures $(PARALLEL) \
+	cd build/compiled && AUDIOFORK_TESTBED_NATS_SERVER=$(CURDIR)/.venv/bin/nats-server SSL_CERT_FILE=/dev/null \
+	  $(COMPILED)/python -m pytest -p no:rerunfailures $(PARALLEL) \
 	  -m "not asterisk and not serial and not nats" tests/relay tests/link tests/fuzz tests/test_audiosocket.py
 
 # With other versions of Python, as far as they can be had; `make python-3.13` takes one.
@@ -246,10 +248,12 @@ $(OLDEST)/installed: setup.cfg constraints.txt
 	  $(OLDEST)/bin/pip install --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
 	@touch $@
 
-.venv-compiled/installed: setup.py packaging/backend.py setup.cfg constraints.txt $(shell find audiofork -name '*.py')
-	$(PYTHON) -m venv .venv-compiled
+# What else the tests need is in .venv: its packages come after ours, and what is editable there is not found.
+.venv-compiled/installed: setup.py packaging/backend.py setup.cfg constraints.txt $(shell find audiofork -name '*.py') | .venv/installed
+	$(PYTHON) -m venv --clear --without-pip .venv-compiled
 	@$(TELLING) "Compiling and installing audiofork" env AUDIOFORK_PURE=0 \
-	  $(COMPILED)/pip install --disable-pip-version-check -c constraints.txt '.[dev]'
+	  $(BIN)/pip --disable-pip-version-check --python $(COMPILED)/python install --no-deps .
+	@$(BIN)/python -c '$(PURELIB)' > $$($(COMPILED)/python -c '$(PURELIB)')/tools.pth
 	@touch $@
 
 .PRECIOUS: .venv-%/installed
