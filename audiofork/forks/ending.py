@@ -82,6 +82,11 @@ class Ending:
             self._send(EndFork(fork.id, reason, detail))
             self._part(fork, reason)
 
+    def supersede(self, fork: Fork) -> None:
+        """End a fork whose call has another server, for whose news its dialplan waits."""
+        fork.progress.end_asked = EndReason.STOPPED
+        self._send(EndFork(fork.id, EndReason.STOPPED, "the call has another server"))
+
     def _part(self, fork: Fork, reason: EndReason) -> None:
         if fork.connects:
             self._emit(Parting(fork.info, reason, _has_failed(fork, reason)))

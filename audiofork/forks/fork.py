@@ -19,6 +19,7 @@ from audiofork.forks.chronicle import Chronicle
 from audiofork.forks.events import About, ForkInfo, Resumed
 from audiofork.forks.grants import Grants
 from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.leg import Leg as Leg
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
@@ -30,42 +31,6 @@ from audiofork.link.messages import EndReason, LegPart
 from audiofork.log import ForkLog
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Leg:
-    """One leg of a fork.
-
-    Attributes:
-        part: What it brings.
-        id: The id of the leg that was requested last.
-        uuid: What that leg presents to the relay; only Asterisk may know it, so no log shows it.
-        attached: Whether it has connected.
-        gone: Whether its channel has ended.
-        is_spare: Whether its call has yet to be bridged with it; see `LegOrder`.
-        lost_at: The loop time when it was lost; None if it is not lost, or has not come yet.
-        losses: Loop times of the latest losses.
-        timer: Ends the fork if the leg does not connect in time.
-    """
-
-    part: LegPart
-    id: str = ""
-    uuid: str = field(default="", repr=False)
-    attached: bool = False
-    gone: bool = False
-    is_spare: bool = False
-    lost_at: float | None = None
-    losses: list[float] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
-
-    def __str__(self) -> str:
-        return f"the leg of {self.part}" if self.part in (LegPart.IN, LegPart.OUT) else "the leg"
-
-    def cancel_timer(self) -> None:
-        """Stop the time limit of the connect."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 @dataclass(slots=True, eq=False)

@@ -27,7 +27,7 @@ from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.orders import heard_by
 from audiofork.forks.requests import DIALPLAN
 from audiofork.forks.tasks import Spawn
-from audiofork.forks.waiting_calls import GONE_ON
+from audiofork.forks.waiting_calls import GONE_ON, UNKNOWN_UUID, uuids_of
 from audiofork.link.messages import (
     EndReason,
     ExpectLeg,
@@ -119,8 +119,7 @@ class Legs:
     def connect(self, fork: Fork) -> None:
         """Request the leg of a connected fork, once with each relay: its server is there."""
         if not any(leg.id for leg in fork.legs.values()):
-            had_one = fork.from_earlier_run or fork.chronicle.legs_at is not None
-            self.order(fork, anew=had_one)
+            self.order(fork, anew=any(leg.lost_at is not None for leg in fork.legs.values()))
 
     def adopt(self, fork: Fork, held: HeldFork, present: Container[str]) -> None:
         """Take over the legs of a fork that an earlier daemon has left to its relay process.
@@ -134,7 +133,7 @@ class Legs:
             present: The uniqueids of all channels.
         """
         for leg in fork.legs.values():
-            leg.id = held.leg_ids.get(leg.part, "")
+            leg.id, leg.uuid = held.leg_ids.get(leg.part, ""), UNKNOWN_UUID
             if fork.connects and not leg.id:
                 continue  # it is requested when the server is there
             # The first leg of a connected fork is an end of the call.
@@ -157,7 +156,7 @@ class Legs:
         leg.is_spare = fork.connects and anew
         # The first is an end of the call, and no channel of its own that could be left behind.
         leg.gone = fork.connects and not anew
-        leg.uuid = str(uuid.uuid4())
+        leg.uuid, leg.earlier_uuid = str(uuid.uuid4()), leg.uuid
         # First the relay, then Asterisk: the relay refuses a leg whose UUID it does not know yet.
         self._send(ExpectLeg(fork.id, leg.part, leg.uuid, leg.id))
         self._spawn(self._start(fork, leg, leg.id))
@@ -229,11 +228,13 @@ class Legs:
         """Bridge a call whose leg was lost with its new leg, if it still waits for its server."""
         why = ""
         try:
-            server = await server_of(self._channels, fork.uniqueid)
+            server = await server_of(self._channels, fork.uniqueid, uuids_of(fork))
             if not server.is_of(fork.id):
                 why = GONE_ON
-            elif not (server.is_bridged and await self._channels.is_bridged(leg_id)):
+            elif not (server.peers and await self._channels.is_bridged(leg_id)):
                 await self._channels.bridge(fork.uniqueid, leg_id)
+                server = await server_of(self._channels, fork.uniqueid, uuids_of(fork))
+                why = "" if server.is_of(fork.id) else GONE_ON  # in that very moment
         except NoSuchChannel:
             await self._on_target_gone(fork)
             return
@@ -340,9 +341,10 @@ class Legs:
     async def _waits(self, fork: Fork) -> bool:
         """Return whether a call waits for its server, whose leg was lost."""
         try:
-            return (await server_of(self._channels, fork.uniqueid)).is_of(fork.id)
+            server = await server_of(self._channels, fork.uniqueid)
         except AmiError:
             return False
+        return server.is_of(fork.id) and not server.peers
 
     async def _end_of(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
         """Return why a fork must end after Asterisk closed its leg; None if its channel exists.
@@ -428,7 +430,7 @@ class Legs:
         legs = fork.legs.values()
         for leg in legs:
             _count_loss(leg)
-            if leg.lost_at is None:
+            if leg.lost_at is None and (leg.attached or not fork.connects):
                 leg.lost_at = lost_at
             if fork.connects:
                 leg.id = ""  # it is requested when the server is there

@@ -11,7 +11,7 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
-from audiofork.asterisk.taps.connect import server_of
+from audiofork.asterisk.taps.connect import Server, server_of
 from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
@@ -299,7 +299,8 @@ class Recovery:
         try:
             if fork.uniqueid not in present:
                 raise NoSuchChannel
-            if entry.connects and not await self._is_waiting(fork):
+            server = await self._server_of(fork)
+            if entry.connects and not server.is_of(fork.id):
                 # Its call may have another server by now, and variables of that.
                 fork.log.warning("not resumed: the call went on without its server")
                 self._starting.forget(entry)
@@ -327,11 +328,14 @@ class Recovery:
             self._end(fork, EndReason.STOPPED, f"not resumed: {exc}")
             return False
         fork.call.channel = present[fork.uniqueid]
+        if fork.connects and not server.polls:
+            for leg in fork.legs.values():
+                leg.lost_at = asyncio.get_running_loop().time()
         self._starting.resume(fork)
         return True
 
-    async def _is_waiting(self, fork: Fork) -> bool:
-        return (await server_of(self._channels, fork.uniqueid)).is_of(fork.id)
+    async def _server_of(self, fork: Fork) -> Server:
+        return await server_of(self._channels, fork.uniqueid) if fork.connects else Server()
 
     def _end(self, fork: Fork, reason: EndReason, detail: str) -> None:
         named = is_named(fork.request.post_process)

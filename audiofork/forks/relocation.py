@@ -18,6 +18,7 @@ from audiofork.forks.moving import Moving
 from audiofork.forks.orders import spec_of
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Spawn
+from audiofork.forks.waiting_calls import uuids_of
 from audiofork.link.messages import (
     ExpectLeg,
     LegPart,
@@ -144,9 +145,12 @@ class Relocation:
     async def _bridge(self, fork: Fork, leg: Leg) -> None:
         why = "it was taken elsewhere"
         try:
-            if (await server_of(self._channels, fork.uniqueid)).is_of(fork.id):
+            known = uuids_of(fork)
+            if (await server_of(self._channels, fork.uniqueid, known)).is_of(fork.id):
                 await self._channels.bridge(fork.uniqueid, leg.id)
-                return
+                known = (*known, leg.uuid)
+                if (await server_of(self._channels, fork.uniqueid, known)).is_of(fork.id):
+                    return  # else it was taken elsewhere in that very moment
         except AmiError as exc:
             why = str(exc)
         fork.log.warning("it is not connected with another relay host: %s", why)

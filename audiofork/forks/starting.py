@@ -25,7 +25,7 @@ from audiofork.forks.orders import spec_of, wish_of
 from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles, filled, has_texts
-from audiofork.forks.requests import StartFork, connected
+from audiofork.forks.requests import DIALPLAN, Origin, StartFork, connected
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import Adopt, HeldFork, SendCommand, SetMute
 
@@ -129,7 +129,7 @@ class Starting:
             raise RequestRefused("the channel is itself the leg of a fork", Refusal.CONFLICT)
         self.admission.check_room(uniqueid, self._table)
         if request.connects:
-            self._check_not_connected(uniqueid)
+            self._check_not_connected(uniqueid, request.origin)
         self._profiles.check_channel(request, channel)
         fork.found(channel, uniqueid, self._ami.asterisk_started)
         self._table.bind(fork)
@@ -150,10 +150,16 @@ class Starting:
                 Refusal.CONFLICT,
             )
 
-    def _check_not_connected(self, uniqueid: str) -> None:
-        """Raise RequestRefused if a channel has a server as its other party already."""
+    def _check_not_connected(self, uniqueid: str, origin: Origin) -> None:
+        """Raise RequestRefused if a channel has a server as its other party already.
+
+        A channel whose own dialplan asks has it no more: it was sent to another place.
+        """
         for other in self._table.on_channel(uniqueid):
             if other.connects and not other.is_ending:
+                if (origin.door, origin.who) == (DIALPLAN, uniqueid):
+                    self._ending.supersede(other)
+                    continue
                 text = f"the channel is connected already, by the fork {other.id}"
                 raise RequestRefused(text, Refusal.CONFLICT)
 

@@ -16,6 +16,7 @@ from audiofork.link.messages import EndReason
 
 GONE_ON = "its relay was lost, and the call did not wait for another"
 CHECK_INTERVAL_S = 1.0
+UNKNOWN_UUID = "?"  # of a leg that an earlier daemon has requested
 
 
 class WaitingCalls:
@@ -47,7 +48,7 @@ class WaitingCalls:
             if fork.is_ending or fork.state is ForkState.ENDED or not _lacks_leg(fork):
                 break
             try:
-                server = await server_of(self._channels, fork.uniqueid)
+                server = await server_of(self._channels, fork.uniqueid, uuids_of(fork))
             except NoSuchChannel:
                 break  # which is noticed elsewhere
             except AmiError:
@@ -64,6 +65,12 @@ def end_of(fork: Fork, stop: StopFork) -> tuple[EndReason, str]:
     if fork.connects and is_own and _lacks_leg(fork):
         return EndReason.LEG_FAILED, GONE_ON
     return EndReason.STOPPED, ""
+
+
+def uuids_of(fork: Fork) -> tuple[str, ...]:
+    """Return what a fork's legs present, and those before them; empty if that is not known."""
+    known = [one for leg in fork.legs.values() for one in (leg.uuid, leg.earlier_uuid) if one]
+    return () if UNKNOWN_UUID in known else tuple(known)
 
 
 def _lacks_leg(fork: Fork) -> bool:

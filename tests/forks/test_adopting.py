@@ -368,6 +368,24 @@ async def test_connected_fork_is_left_and_adopted_without_leading_its_call_again
     await again.close()
 
 
+async def test_connected_fork_whose_server_is_not_there_yet_is_told_of_its_first_leg(
+    leaving: Rig,
+) -> None:
+    rig = leaving
+    rig.allow(allow_speak=(*ANY_URL, "@*"))
+    fork_id = await rig.start(Command="ConnectAudioFork")
+    await rig.stop(keep=True)
+    (entry,) = rig.journal.entries.values()
+    again = Rig(rig.clock, outlives_daemon=True)
+    again.allow(allow_speak=(*ANY_URL, "@*"))
+    hold(again, HeldFork(fork_id, "connect/dial", (LegPart.IN,), 8000, {}))
+    await resume(again, entry)
+    again.forks.on_report(SinkOpened(fork_id))
+    await again.clock.settle()
+    assert [order.is_spare for order in again.tap.orders] == [False]
+    await again.close()
+
+
 async def next_of_moved(rig: Rig, *, attached: bool) -> tuple[Rig, str]:
     """Return the next daemon's registry, which adopts a call that has moved; and its leg's id."""
     rig.allow(allow_speak=(*ANY_URL, "@*"))

@@ -307,6 +307,71 @@ async def test_call_whose_leg_is_lost_and_that_waits_gets_another(rig: Rig) -> N
     assert rig.ends == []
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+async def test_call_that_is_with_a_leg_that_hangs_is_taken_from_there_alone(
+    rig: Rig, is_own: bool
+) -> None:
+    fork_id = await flowing(rig)
+    presented = rig.tap.orders[0].uuid if is_own else "of somebody else's AudioSocket"
+    waiting(rig, fork_id, peers=f"AudioSocket/192.0.2.1:9092-{presented}")
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    rig.ami.channels[rig.tap.orders[-1].leg_id] = "AudioSocket/192.0.2.2:9092-1"
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert len(bridges(rig)) == is_own
+    assert [end.detail for end in rig.ends] == ([] if is_own else [GONE_ON])
+
+
+async def test_call_whose_leg_is_lost_as_it_is_with_somebody_else_is_left_there(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id, peers="AudioSocket/192.0.2.1:9092-of-somebody-else")
+    await rig.lose_leg(fork_id, part=LegPart.IN)
+    await rig.clock.advance(2 * LEG_LOSS_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.STOPPED, MOVED_ON)]
+
+
+async def test_leg_goes_where_the_call_was_taken_elsewhere_in_the_moment_of_the_bridge(
+    rig: Rig,
+) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    gate = rig.ami.gates["Bridge"] = asyncio.Event()
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    waiting(rig, fork_id, exten="agent")
+    gate.set()
+    await rig.clock.settle()
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
+
+
+async def test_call_that_waits_for_its_server_for_the_first_time_is_waited_for(rig: Rig) -> None:
+    fork_id = await rig.start(**CONNECT)
+    waiting(rig, fork_id, exten="start")
+    await rig.lose_relay(fork_id)
+    await rig.clock.advance(3 * CHECK_INTERVAL_S)
+    assert rig.ends == []
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    assert [order.is_spare for order in rig.tap.orders] == [False]
+
+
+async def test_call_that_asks_for_another_server_has_left_the_one_before(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    told = len(rig.ami.told)
+    rig.user_events.on_request(RequestReceived({**START, "command": "ConnectAudioFork"}, UNIQUEID))
+    await rig.clock.settle()
+    assert [end.fork_id for end in rig.ends] == [fork_id]
+    specs = [one.fork_id for one in rig.sent if isinstance(one, ForkSpec)]
+    assert len(specs) == 2
+    assert "STOPPED" not in rig.ami.told[told:]  # or the dialplan would take that for its answer
+    assert rig.ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "STARTING"
+
+
 async def test_loss_of_a_leg_that_was_replaced_meanwhile_ends_nothing(rig: Rig) -> None:
     fork_id = await flowing(rig)
     await rig.lose_leg(fork_id, part=LegPart.IN)
@@ -319,11 +384,12 @@ async def test_loss_of_a_leg_that_was_replaced_meanwhile_ends_nothing(rig: Rig) 
 
 async def test_call_that_is_with_its_new_leg_already_is_not_bridged_again(rig: Rig) -> None:
     fork_id = await flowing(rig)
-    waiting(rig, fork_id, peers="AudioSocket/192.0.2.1:9092-1")
+    waiting(rig, fork_id)
     await rig.lose_relay(fork_id)
     rig.forks.on_report(SinkOpened(fork_id))
     await rig.clock.settle()
     leg_id = rig.tap.orders[-1].leg_id
+    waiting(rig, fork_id, peers=f"AudioSocket/192.0.2.1:9092-{rig.tap.orders[-1].uuid}")
     rig.ami.channels[leg_id] = "AudioSocket/192.0.2.1:9092-1"
     rig.ami.bridged.add(leg_id)
     rig.connect(fork_id, LegPart.IN)
@@ -383,6 +449,19 @@ async def test_call_that_waits_when_the_next_daemon_comes_is_bridged_with_a_leg_
     again.connect(fork_id, LegPart.IN)
     await again.clock.settle()
     assert bridges(again) == [{"Channel1": order.leg_id, "Channel2": UNIQUEID}]
+    await again.close()
+
+
+async def test_call_that_waits_for_the_first_time_is_told_of_its_leg_by_the_next_daemon(
+    rig: Rig,
+) -> None:
+    fork_id = await rig.start(**CONNECT)
+    waiting(rig, fork_id, exten="start")
+    (entry,) = rig.journal.entries.values()
+    again = await next_daemon(rig, entry)
+    again.forks.on_report(SinkOpened(fork_id))
+    await again.clock.settle()
+    assert [order.is_spare for order in again.tap.orders] == [False]
     await again.close()
 
 

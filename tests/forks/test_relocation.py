@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -167,7 +168,7 @@ async def moving_bot(rig: Rig) -> tuple[str, str]:
     """Return a call to a bot whose host is to be rid of it, and the leg that it gets."""
     (fork_id,) = await bots(rig, 1)
     rig.sent.clear()
-    waiting(rig, fork_id, peers="AudioSocket/192.0.2.1:9092-1")
+    waiting(rig, fork_id, peers=f"AudioSocket/192.0.2.1:9092-{rig.tap.orders[0].uuid}")
     rig.forks.on_report(RelayDraining((fork_id,), "r1", moves_calls=True))
     await rig.clock.settle()
     (move,) = rig.sent
@@ -184,6 +185,7 @@ async def test_call_to_a_bot_is_bridged_with_its_new_leg_when_that_is_ready(rig:
     rig.forks.on_report(MoveReady(fork_id))
     await rig.clock.settle()
     assert bridges(rig) == [{"Channel1": leg_id, "Channel2": UNIQUEID}]
+    assert rig.hung_up == []
     rig.forks.on_report(Moved(fork_id, "r2"))
     fork = rig.forks.find(fork_id)
     assert fork is not None
@@ -208,6 +210,20 @@ async def test_call_to_a_bot_that_was_taken_elsewhere_meanwhile_is_not_bridged(r
     rig.forks.on_report(MoveReady(fork_id))
     await rig.clock.settle()
     assert bridges(rig) == []
+    assert rig.hung_up == [leg_id]
+
+
+async def test_leg_goes_where_the_call_was_taken_elsewhere_in_the_moment_of_the_bridge(
+    rig: Rig,
+) -> None:
+    fork_id, leg_id = await moving_bot(rig)
+    gate = rig.ami.gates["Bridge"] = asyncio.Event()
+    rig.forks.on_report(MoveReady(fork_id))
+    await rig.clock.settle()
+    waiting(rig, fork_id, exten="agent", peers="AudioSocket/192.0.2.1:9092-2")
+    gate.set()
+    await rig.clock.settle()
+    assert len(bridges(rig)) == 1
     assert rig.hung_up == [leg_id]
 
 

@@ -7,6 +7,7 @@ extensions_audiofork.conf waits. A channel that is elsewhere is sent to the exte
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from audiofork.asterisk.ami import Ami
@@ -27,7 +28,9 @@ FORK = "AUDIOFORK_CONNECT_ID"
 IS_OVER = ("STOPPED", "FAILED")
 LED = Place("audiofork", "led", "1")
 LEG_NAMES = "AudioSocket/"
-TALKS = "connect"  # the extension where all channels are that have, or had, their server
+# The extensions where channels are that have, or had, their server; and those that wait for the
+# first time.
+TALKS, POLLS = "connect", "start"
 # A leg that waits for its call brings nothing. If nobody bridges or ends it, it goes by itself.
 SPARE_WAITS_S = "30"
 
@@ -89,34 +92,43 @@ class Server:
     """What a channel has of its server.
 
     Attributes:
-        fork_id: The fork that its server has, or that it waits for anew; empty: none, as it went on
-            or was taken elsewhere.
-        is_bridged: Whether it is bridged, with a leg.
+        fork_id: The fork that its server has, or that it waits for; empty: none, as it went on or
+            was taken elsewhere.
+        polls: Whether it has had no leg yet, and waits to be told of one.
+        peers: Whom it is bridged with; empty: nobody.
     """
 
     fork_id: str = ""
-    is_bridged: bool = False
+    polls: bool = False
+    peers: str = ""
 
     def is_of(self, fork_id: str) -> bool:
         """Return whether it is the server of a fork."""
         return self.fork_id == fork_id
 
 
-async def server_of(channels: Channels, uniqueid: str) -> Server:
+async def server_of(channels: Channels, uniqueid: str, uuids: Collection[str] = ()) -> Server:
     """Return what a channel has of its server.
 
     Somebody who takes it elsewhere may leave its variables as they are, or its place, or both: then
     it is bridged with somebody else.
 
+    Args:
+        channels: Asks Asterisk.
+        uniqueid: The channel.
+        uuids: What the legs present that it may be bridged with; empty: that is not known.
+
     Raises: as `Channels`.
     """
     asked = (STATUS, FORK, "CHANNEL(context)", "CHANNEL(exten)", "BRIDGEPEER")
     status, fork_id, context, exten, peers = await channels.at_once(uniqueid, asked)
-    if status in IS_OVER or (context, exten) != (LED.context, TALKS):
+    if status in IS_OVER or context != LED.context or exten not in (TALKS, POLLS):
         return Server()
-    # Who is parked is in a bridge by himself.
-    with_others = not peers.startswith(LEG_NAMES) if peers else await channels.is_bridged(uniqueid)
-    return Server() if with_others else Server(fork_id, bool(peers))
+    if not peers:  # who is parked is in a bridge by himself
+        is_elsewhere = await channels.is_bridged(uniqueid)
+    else:
+        is_elsewhere = not peers.startswith(LEG_NAMES) or not peers.endswith(tuple(uuids) or "")
+    return Server() if is_elsewhere else Server(fork_id, exten == POLLS, peers)
 
 
 def target(leg: LegOrder, address: Address) -> str:
