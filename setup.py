@@ -19,6 +19,7 @@ COMPILED = [
     "audiofork/relay/pairing.py",
     "audiofork/relay/pipeline.py",
     "audiofork/relay/shape.py",
+    "audiofork/relay/tls.py",
     "audiofork/relay/unacked.py",
 ]
 # Types are checked elsewhere, with the libraries that are not there while a wheel is built.

@@ -14,14 +14,14 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, cast
 
 from audiofork.rate_limit import Allowance
 from audiofork.relay.server_limits import WORK
 
 # The most that one record can carry (RFC 8446, 5.1).
-RECORD_PAYLOAD_BYTES = 16_384
-_DEFAULT_LIMIT_BYTES = 65_536
+RECORD_PAYLOAD_BYTES: Final = 16_384
+_DEFAULT_LIMIT_BYTES: Final = 65_536
 # How much of OpenSSL's answers may wait, above the write limit, for a peer that does not read.
 MOST_ANSWERS_BYTES = 1 << 20
 
@@ -66,7 +66,7 @@ def run_over(
         connected.close()
         raise
     try:
-        protocol.connection_made(transport)
+        protocol.connection_made(cast(asyncio.Transport, transport))
     except BaseException:
         transport.abort()
         raise
@@ -201,8 +201,10 @@ class NestedRecords(Records):
                 return
 
 
-class TlsTransport(asyncio.Transport):
+class TlsTransport:
     """A transport (PEP 3156) over a socket whose TLS handshake is over.
+
+    It is none of asyncio's by its class, since it could not be compiled then: see setup.py.
 
     Owned by its protocol. A write is sent at once, as one record for each 16 KiB; bytes that the
     kernel does not take wait here, already encrypted. When the peer ends its side, the connection
@@ -220,15 +222,13 @@ class TlsTransport(asyncio.Transport):
     def __init__(
         self, connected: socket.socket, records: Records, protocol: asyncio.Protocol
     ) -> None:
-        super().__init__(
-            {
-                "socket": connected,
-                "ssl_object": records.tls,
-                "tls_records": records,
-                "sockname": connected.getsockname(),
-                "peername": connected.getpeername(),
-            }
-        )
+        self._info = {
+            "socket": connected,
+            "ssl_object": records.tls,
+            "tls_records": records,
+            "sockname": connected.getsockname(),
+            "peername": connected.getpeername(),
+        }
         self._loop = asyncio.get_running_loop()
         self._socket = connected
         self._fd = connected.fileno()
@@ -436,7 +436,10 @@ class TlsTransport(asyncio.Transport):
         finally:
             self._socket.close()
 
-    # --- Which protocol ---
+    # --- Which protocol, and what is known ---
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._info.get(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol

@@ -302,7 +302,7 @@ def on_wire(stage: Stage) -> int:
     """Return how many bytes the kernel has been given, over the connection's life."""
     records = stage.transport.get_extra_info("tls_records")
     told = records.on_extra
-    unacked = Unacked(stage.transport, 320, Latencies())
+    unacked = Unacked(cast(asyncio.Transport, stage.transport), 320, Latencies())
     unacked.close()
     records.on_extra = told
     return unacked._before
@@ -533,7 +533,7 @@ async def test_transport_is_freed_when_it_is_over(tls: ssl.SSLContext, ca_file: 
     peer, transport = await asyncio.gather(shaking, opening)
     del opening
     freed: list[bool] = []
-    weakref.finalize(transport, freed.append, True)
+    weakref.finalize(transport.get_extra_info("ssl_object"), freed.append, True)
     gc.disable()
     try:
         transport.abort()
