@@ -14,7 +14,7 @@ from audiofork.errors import AmiActionFailed, AmiError
 FILE = "extensions_audiofork.conf"
 VERSION = 6
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "92b8d900992d5baa"
+FINGERPRINT = "5ab81330167c5522"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"
