@@ -219,6 +219,9 @@ class TlsTransport:
         protocol: The protocol that the transport calls.
     """
 
+    _lost = False
+    _paused = False  # whether the protocol's `pause_writing` was called
+
     def __init__(
         self, connected: socket.socket, records: Records, protocol: asyncio.Protocol
     ) -> None:
@@ -239,9 +242,7 @@ class TlsTransport:
         self._waiting_bytes = 0
         self._takes = True  # whether a write may go to the kernel: none waits, and not closing
         self._closing = False
-        self._lost = False
         self._reading = False
-        self._paused = False  # whether the protocol's `pause_writing` was called
         self._limits = (_DEFAULT_LIMIT_BYTES // 4, _DEFAULT_LIMIT_BYTES)
         self.resume_reading()
 
