@@ -140,7 +140,12 @@ async def test_server_that_half_closes_with_frames_waiting_loses_none_uncounted(
     offer(sink, numbered(100, count), before=count)
     sent = sink.frames_sent
     stalled.transport.write_eof()
-    await until(lambda: sink._connection is not None and sink._connection.protocol.eof_sent)
+
+    def has_answered() -> bool:
+        connection = sink._connection  # None: by now it is over
+        return task.done() or (connection is not None and connection.protocol.eof_sent)
+
+    await until(has_answered)
     stalled.read_on()
     error = await failure(task)
     assert isinstance(error, SinkLost)
