@@ -181,6 +181,15 @@ async def flowing(rig: Rig) -> str:
     return fork_id
 
 
+async def other_relay(rig: Rig, fork_id: str) -> None:
+    """Let the relay of a call die, and the leg of another one come."""
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+
+
 async def test_call_whose_relay_dies_gets_a_leg_of_another_and_is_bridged_with_it(rig: Rig) -> None:
     fork_id = await flowing(rig)
     waiting(rig, fork_id)
@@ -204,11 +213,7 @@ async def test_call_whose_relays_die_one_after_the_other_is_bridged_each_time(ri
     fork_id = await flowing(rig)
     waiting(rig, fork_id)
     for count in (1, 2):
-        await rig.lose_relay(fork_id)
-        rig.forks.on_report(SinkOpened(fork_id))
-        await rig.clock.settle()
-        rig.connect(fork_id, LegPart.IN)
-        await rig.clock.settle()
+        await other_relay(rig, fork_id)
         assert len(bridges(rig)) == count
     # The first was an end of the call; the second is a channel, which may outlive its relay.
     assert rig.hung_up == [rig.tap.orders[1].leg_id]
@@ -240,11 +245,7 @@ async def test_call_that_does_not_wait_any_more_is_left_alone(
 ) -> None:
     fork_id = await flowing(rig)
     waiting(rig, **{"fork_id": fork_id, **how})
-    await rig.lose_relay(fork_id)
-    rig.forks.on_report(SinkOpened(fork_id))
-    await rig.clock.settle()
-    rig.connect(fork_id, LegPart.IN)
-    await rig.clock.settle()
+    await other_relay(rig, fork_id)
     assert bridges(rig) == []
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
 
@@ -253,11 +254,7 @@ async def test_call_that_is_parked_is_left_alone(rig: Rig) -> None:
     fork_id = await flowing(rig)
     waiting(rig, fork_id)
     rig.ami.bridged.add(UNIQUEID)  # by himself
-    await rig.lose_relay(fork_id)
-    rig.forks.on_report(SinkOpened(fork_id))
-    await rig.clock.settle()
-    rig.connect(fork_id, LegPart.IN)
-    await rig.clock.settle()
+    await other_relay(rig, fork_id)
     assert bridges(rig) == []
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
 
@@ -402,11 +399,7 @@ async def test_call_that_asterisk_does_not_bridge_ends_with_what_it_says(rig: Ri
     fork_id = await flowing(rig)
     waiting(rig, fork_id)
     rig.ami.faults["Bridge"] = AmiActionFailed("Bridge", "Channel2 not found")
-    await rig.lose_relay(fork_id)
-    rig.forks.on_report(SinkOpened(fork_id))
-    await rig.clock.settle()
-    rig.connect(fork_id, LegPart.IN)
-    await rig.clock.settle()
+    await other_relay(rig, fork_id)
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Bridge: Channel2 not found")]
 
 

@@ -30,6 +30,7 @@ from tests.system.conftest import (
 )
 from tests.system.scene import Scene, staged
 from tests.system.test_cli import command
+from tests.system.test_cluster import leads
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
 
@@ -58,6 +59,13 @@ async def scene(asterisk: Asterisk, recorder: Recorder) -> AsyncIterator[Scene[R
 def cluster(asterisk: Asterisk) -> Iterator[Cluster]:
     with clustered(asterisk, SETTINGS) as one:
         yield one
+
+
+async def begun(cluster: Cluster) -> tuple[Daemon, Daemon]:
+    """Return the relay host r1, and a controller that leads."""
+    first, controller = cluster.relay("r1"), cluster.controller("c1")
+    await leads(controller)
+    return first, controller
 
 
 async def call_bot(scene: Scene[Recorder], options: str = "", codec: Codec = ULAW) -> Target:
@@ -108,9 +116,7 @@ async def connections(scene: Scene[Recorder], count: int) -> None:
 async def test_call_to_a_bot_moves_and_moves_again_without_a_gap_in_either_direction(
     scene: Scene[Recorder], cluster: Cluster, options: str, codec: Codec
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     target = await call_bot(scene, options, codec)
     second = cluster.relay("r2")
     heard, said = blocks_of(codec, 600, seed=7), blocks_of(codec, 100, seed=8)
@@ -151,9 +157,7 @@ async def test_call_to_a_bot_moves_and_moves_again_without_a_gap_in_either_direc
 async def test_server_that_greets_on_each_connection_is_heard_in_whole_after_a_move(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
-    cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    _, controller = await begun(cluster)
     target = await call_bot(scene)
     second = cluster.relay("r2")
     target.call.talk()
@@ -183,9 +187,7 @@ async def greet(scene: Scene[Recorder]) -> None:
 async def test_call_goes_on_with_its_first_host_where_the_other_gets_no_leg(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
-    cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    _, controller = await begun(cluster)
     target = await call_bot(scene)
     cluster.relay("r2", audiosocket="allow = 192.0.2.1\n")  # lets no leg in
     target.call.talk()
@@ -206,9 +208,7 @@ async def test_call_goes_on_with_its_first_host_where_the_other_gets_no_leg(
 async def test_call_that_has_moved_is_taken_up_and_ends_as_any(
     scene: Scene[Recorder], cluster: Cluster, is_gone: bool
 ) -> None:
-    cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    _, controller = await begun(cluster)
     target = await call_bot(scene)
     cluster.relay("r2")
     target.call.talk()
@@ -217,7 +217,7 @@ async def test_call_that_has_moved_is_taken_up_and_ends_as_any(
     if is_gone:
         controller.kill()
         controller = cluster.controller("c2")
-        await controller.says("connected to Asterisk")
+        await leads(controller)
         await until(lambda: "found 1 that went on" in controller.log(), 20)
     messages = len(scene.server.recordings[1].messages)
     await until(lambda: len(scene.server.recordings[1].messages) > messages + 100, 20)
@@ -232,9 +232,7 @@ async def test_call_that_has_moved_is_taken_up_and_ends_as_any(
 async def test_call_to_a_bot_whose_relay_host_is_killed_has_another_and_ends_as_any(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     target = await call_bot(scene)
     cluster.relay("r2")
     target.call.talk()
@@ -262,9 +260,7 @@ async def test_call_to_a_bot_whose_relay_host_is_killed_has_another_and_ends_as_
 async def test_call_to_a_bot_whose_relay_host_hangs_is_taken_from_there(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     target = await call_bot(scene)
     cluster.relay("r2")
     target.call.talk()
@@ -287,9 +283,7 @@ async def test_call_to_a_bot_whose_relay_host_hangs_is_taken_from_there(
 async def test_call_to_a_bot_goes_on_in_the_dialplan_where_no_other_relay_host_is_there(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     target = await call_bot(scene)
     target.call.talk()
     first.kill()
@@ -307,9 +301,7 @@ async def test_call_to_a_bot_goes_on_in_the_dialplan_where_no_other_relay_host_i
 async def test_call_that_was_taken_elsewhere_after_its_relay_host_died_is_left_there(
     scene: Scene[Recorder], cluster: Cluster, is_late: bool
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     target = await call_bot(scene)
     target.call.talk()
     if not is_late:
@@ -333,9 +325,7 @@ async def test_call_that_was_taken_elsewhere_after_its_relay_host_died_is_left_t
 async def test_call_whose_server_is_lost_with_its_relay_host_may_have_another_server_at_once(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     urls = {"BOT_URL": scene.server.url("/bot"), "NEXT_BOT_URL": scene.server.url("/next")}
     await set_globals(scene.ami, BOT_OPTIONS="", **urls)
     target = await place_call(scene.ami, scene.caller, "bot-and-next-bot")
@@ -380,9 +370,7 @@ def port_of(host: Daemon) -> str:
 async def test_call_that_comes_back_as_its_controller_dies_is_looked_after_by_the_next(
     scene: Scene[Recorder], cluster: Cluster, event: str
 ) -> None:
-    first = cluster.relay("r1")
-    controller = cluster.controller("c1")
-    await controller.says("connected to Asterisk")
+    first, controller = await begun(cluster)
     target = await call_bot(scene)
     cluster.relay("r2")
     second = cluster.controller("c2")
@@ -394,7 +382,7 @@ async def test_call_that_comes_back_as_its_controller_dies_is_looked_after_by_th
         after=position,
     )
     controller.kill()
-    await second.says("connected to Asterisk")
+    await leads(second)
     await until(lambda: is_last_heard(scene), 30)
     await scene.legs(1)
     assert not any(h.get("UserEvent") == "Back" for _, h in scene.ami.events)
