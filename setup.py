@@ -13,12 +13,14 @@ from setuptools import Extension, setup
 COMPILED = [
     "audiofork/audiosocket.py",
     "audiofork/relay/backlog.py",
+    "audiofork/relay/leg.py",
     "audiofork/relay/leg_pipelines.py",
     "audiofork/relay/listener.py",
     "audiofork/relay/outlet.py",
     "audiofork/relay/pairing.py",
     "audiofork/relay/pipeline.py",
     "audiofork/relay/shape.py",
+    "audiofork/relay/tcp.py",
     "audiofork/relay/tls.py",
     "audiofork/relay/unacked.py",
 ]

@@ -137,3 +137,34 @@ def _wrapped_in(address: IPv6Address) -> tuple[IPv4Address, ...]:
         return address.teredo
     wrapped = address.ipv4_mapped or address.sixtofour
     return () if wrapped is None else (wrapped,)
+
+
+def listen_tcp(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
+    """Return sockets that listen at all addresses of a host, at one port.
+
+    Raises:
+        OSError: One of the addresses cannot be used.
+    """
+    found = dict.fromkeys(
+        (family, address)
+        for family, _, _, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    )
+    listening: list[socket.socket] = []
+    try:
+        for family, address in found:
+            if port == 0 and listening:  # the port that the first one got
+                address = (address[0], listening[0].getsockname()[1], *address[2:])
+            one = socket.socket(family, socket.SOCK_STREAM)
+            listening.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(address)
+            one.listen(backlog)
+    except BaseException:
+        for one in listening:
+            one.close()
+        raise
+    return listening

@@ -20,9 +20,8 @@ from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
-# At most two legs, the connection to the server, and a descriptor with which the kernel is asked
-# how much has arrived there.
-FILES_PER_FORK = 4
+# At most two legs, and the connection to the server.
+FILES_PER_FORK = 3
 # For everything else: clients of the control socket and of the AMI front, strangers at the
 # AudioSocket port, the log, libraries.
 FURTHER_FILES = 1400

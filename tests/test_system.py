@@ -180,11 +180,11 @@ def test_file_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_low_file_limit_is_said_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    with limit(1799):
+    with limit(1699):
         warn_of_low_file_limit(100)
     assert caplog.messages == [
-        "this process may open 1799 files, but [security] max_forks = 100 needs 1800; "
-        "set LimitNOFILE=1800, or lower max_forks"
+        "this process may open 1699 files, but [security] max_forks = 100 needs 1700; "
+        "set LimitNOFILE=1700, or lower max_forks"
     ]
 
 

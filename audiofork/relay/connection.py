@@ -33,6 +33,7 @@ from audiofork.relay.server_limits import (
     WORK,
     LimitedProtocol,
 )
+from audiofork.relay.tcp import TcpTransport
 from audiofork.relay.tls import Records, open_tls, run_over
 from audiofork.uri import uri_of
 
@@ -40,9 +41,6 @@ USER_AGENT = f"audiofork/{__version__}"
 # TCP gives up a server that acknowledges nothing for this time (tcp(7), TCP_USER_TIMEOUT). Pings
 # also find such a server, but only after the backlog has overflowed.
 UNACKNOWLEDGED_S = 5.0
-# After a read of more than this, reading pauses for one turn of the event loop. Otherwise the loop
-# reads on as long as data comes, and neither other forks nor the messages read get their turn.
-MUCH_BYTES = 16_384
 
 # Who waits in `drain()`, of all connections: it returns at once.
 _NOBODY: deque[asyncio.Future[None]] = deque()
@@ -128,18 +126,11 @@ class Connection(ClientConnection):
             self._limited.take = take
 
     def data_received(self, data: bytes) -> None:
-        if len(data) <= MUCH_BYTES and self._limited.takes_at_once(data):
+        if self._limited.takes_at_once(data):
             return
         super().data_received(data)
         if self._limited.costs_too_much:
             self.transport.pause_reading()
-        elif len(data) > MUCH_BYTES:
-            self.transport.pause_reading()
-            self.loop.call_soon(self._read_on)
-
-    def _read_on(self) -> None:
-        if not (self._limited.costs_too_much or self.transport.is_closing()):
-            self.transport.resume_reading()
 
     def give_up(self, reason: str) -> None:
         """Begin to close a connection to a server that does not do what it has to."""
@@ -318,8 +309,7 @@ class Connector:
         elif outer is not None:
             run_over(connected, outer, connection)
         else:
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: connection, sock=connected)
+            TcpTransport(connected, connection).begin()
         self._step = _HANDSHAKE
         try:
             await connection.handshake(self._handshake.headers, USER_AGENT)

@@ -111,7 +111,7 @@ class _FastPath:
         flow: What delays the next frame.
         header: The header of a message of one frame.
         write: Writes a message to the connection.
-        note: Records a message as written and not acknowledged yet.
+        writes: The messages that were written and are not acknowledged yet; see `Unacked`.
         keep: Called with a frame that cannot be sent at once.
         check: Called when `frames_sent` reaches `next_check`; asks the kernel for its unsent bytes.
         frames_sent: Frames in messages that were written.
@@ -121,7 +121,7 @@ class _FastPath:
     """
 
     __slots__ = (
-        *("flow", "header", "write", "note", "frames_sent", "next_check"),
+        *("flow", "header", "write", "writes", "frames_sent", "next_check"),
         *("keep", "check", "audio", "dropped"),
     )
 
@@ -135,7 +135,7 @@ class _FastPath:
         self.flow = Flow.SHUT
         self.header = header
         self.write: Callable[[bytes], object] = lambda _: None
-        self.note: Callable[[Written], object] = lambda _: None
+        self.writes: list[Written] = []
         self.frames_sent = 0
         self.next_check = 0
         self.keep = keep
@@ -148,11 +148,10 @@ class _FastPath:
         if self.flow:
             self.keep(frame)
             return
-        # Local names first: calling an attribute of an instance directly is slower.
-        write, note = self.write, self.note
+        write = self.write  # a local name first: to call an attribute directly is slower
         mask = _next_mask()
         write(b"".join((self.header, mask, apply_mask(frame, mask))))
-        note(frame)
+        self.writes.append(frame)
         self.frames_sent = sent = self.frames_sent + 1
         if sent >= self.next_check:
             self.check()
@@ -166,7 +165,7 @@ class _FastPath:
         frames = (frame,)
         data = encode_all(self.audio(frames, sent + self.dropped))
         self.write(data)
-        self.note((frames, len(data)))
+        self.writes.append((frames, len(data)))
         self.frames_sent = sent = sent + 1
         if sent >= self.next_check:
             self.check()
@@ -267,7 +266,7 @@ class Outlet:
         """Use a connection whose handshake is over; nothing is written to it before `greet()`."""
         self._unacked = self._unacked_of(transport)
         self._path.write = transport.write
-        self._path.note = self._unacked.add
+        self._path.writes = self._unacked.writes
 
     def greet(self) -> None:
         """Write the format's opening; `open()` follows, now or when the server has answered."""
@@ -305,7 +304,7 @@ class Outlet:
     def note_control(self, wire_bytes: int) -> None:
         """Count what the library has written: pings, pongs, the close."""
         if self._unacked is not None:
-            self._unacked.add(((), wire_bytes))
+            self._unacked.writes.append(((), wire_bytes))
 
     def pause(self) -> None:
         """Keep frames until `resume()`: the transport is full."""
@@ -436,7 +435,7 @@ class Outlet:
             self._tell_of_gap(number)
         data = encode_all(path.audio(frames, number))
         path.write(data)
-        path.note((frames, len(data)))
+        path.writes.append((frames, len(data)))
         path.frames_sent += len(frames)
         if path.frames_sent >= path.next_check:
             self._check_room()
@@ -460,7 +459,7 @@ class Outlet:
         for index, message in enumerate(wire, 1):
             self._path.write(message)
             carried = (event,) if event is not None and index == len(wire) else ()
-            self._path.note((carried, len(message)))
+            self._path.writes.append((carried, len(message)))
 
     def _start_part(self) -> None:
         """Wait for the missing frames of a message, at most as long as a full message lasts."""

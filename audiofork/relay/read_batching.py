@@ -19,7 +19,8 @@ from audiofork.audiosocket import HEADER_BYTES, PTIME_MS, PTIME_S
 # Far less than the kernel's receive buffer: if that were full, the sender would have to wait, and
 # Asterisk would treat that as a failure and drop the leg.
 MOST_BATCHED_BYTES = 32_768
-_MOST_READ_BYTES = 1_048_576
+# Most that is read at once.
+MOST_READ_BYTES = 65_536
 
 
 def wire_bytes(frame_bytes: int, batch_ms: int) -> int:
@@ -78,7 +79,7 @@ class ReadBatching:
     connection, and `stop` when that is closed or each frame counts again.
 
     Args:
-        transport: The connection.
+        connected: The connection.
         frame_bytes: Size of a frame in bytes.
         batch_ms: Audio in a full batch, in milliseconds; `wire_bytes` returns its size.
         patience: That for batches of this length.
@@ -90,9 +91,9 @@ class ReadBatching:
     __slots__ = ("_message_bytes", "_patience", "_socket", "_wanted_bytes", "is_late")
 
     def __init__(
-        self, transport: asyncio.Transport, frame_bytes: int, batch_ms: int, patience: Patience
+        self, connected: socket.socket, frame_bytes: int, batch_ms: int, patience: Patience
     ) -> None:
-        self._socket: socket.socket = transport.get_extra_info("socket")
+        self._socket = connected
         self._message_bytes = HEADER_BYTES + frame_bytes
         self._patience = patience
         self._wanted_bytes = 0
@@ -125,7 +126,7 @@ class ReadBatching:
     def read_rest(self) -> bytes:
         """Return the bytes that the event loop has not read yet."""
         try:
-            return os.read(self._socket.fileno(), _MOST_READ_BYTES)
+            return os.read(self._socket.fileno(), MOST_READ_BYTES)
         except OSError:  # nothing is there, or the connection is being closed
             return b""
 

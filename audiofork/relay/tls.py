@@ -1,4 +1,4 @@
-"""A TLS transport that owns its socket: OpenSSL makes the records, and never sees the socket.
+"""TLS on top of TCP: OpenSSL makes the records, and never sees the socket.
 
 The event loop's own TLS passes each write through the transport of the TCP connection. That costs
 more than the encryption, and more memory (docs/performance.md). If OpenSSL used the socket itself,
@@ -12,16 +12,16 @@ import contextlib
 import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from audiofork.rate_limit import Allowance
 from audiofork.relay.server_limits import WORK
+from audiofork.relay.tcp import TcpTransport
 
 # The most that one record can carry (RFC 8446, 5.1).
 RECORD_PAYLOAD_BYTES: Final = 16_384
-_DEFAULT_LIMIT_BYTES: Final = 65_536
+_GOODBYE_BYTES: Final = 65_536
 # How much of OpenSSL's answers may wait, above the write limit, for a peer that does not read.
 MOST_ANSWERS_BYTES = 1 << 20
 
@@ -65,11 +65,7 @@ def run_over(
     except BaseException:
         connected.close()
         raise
-    try:
-        protocol.connection_made(cast(asyncio.Transport, transport))
-    except BaseException:
-        transport.abort()
-        raise
+    transport.begin()
     return transport
 
 
@@ -201,17 +197,11 @@ class NestedRecords(Records):
                 return
 
 
-class TlsTransport:
-    """A transport (PEP 3156) over a socket whose TLS handshake is over.
+class TlsTransport(TcpTransport):
+    """A transport over a socket whose TLS handshake is over.
 
-    It is none of asyncio's by its class, since it could not be compiled then: see setup.py.
-
-    Owned by its protocol. A write is sent at once, as one record for each 16 KiB; bytes that the
-    kernel does not take wait here, already encrypted. When the peer ends its side, the connection
-    is over, and the bytes that wait are lost.
-
-    The event loop must stop watching the socket before it is closed: uvloop aborts the process if
-    it still watches a closed socket.
+    A write is sent as one record for each 16 KiB; bytes that the kernel does not take wait already
+    encrypted.
 
     Args:
         connected: The non-blocking socket; the transport closes it after `connection_lost`.
@@ -219,141 +209,50 @@ class TlsTransport:
         protocol: The protocol that the transport calls.
     """
 
-    _lost = False
-    _paused = False  # whether the protocol's `pause_writing` was called
+    __slots__ = ("_records",)
 
     def __init__(
         self, connected: socket.socket, records: Records, protocol: asyncio.Protocol
     ) -> None:
-        self._info = {
-            "socket": connected,
-            "ssl_object": records.tls,
-            "tls_records": records,
-            "sockname": connected.getsockname(),
-            "peername": connected.getpeername(),
-        }
-        self._loop = asyncio.get_running_loop()
-        self._socket = connected
-        self._fd = connected.fileno()
+        super().__init__(connected, protocol)
+        self._info |= {"ssl_object": records.tls, "tls_records": records}
         self._records = records
-        self._send = connected.send
-        self._protocol: asyncio.BaseProtocol = protocol
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._takes = True  # whether a write may go to the kernel: none waits, and not closing
-        self._closing = False
-        self._reading = False
-        self._limits = (_DEFAULT_LIMIT_BYTES // 4, _DEFAULT_LIMIT_BYTES)
-        self.resume_reading()
 
-    # --- Writing ---
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        """Send now what the kernel takes, and the rest as soon as the kernel has room."""
+    def write(self, data: bytes) -> None:
+        """Send data as records; see `TcpSocket.write`."""
         if self._closing or not data:
             return
         try:
             wire = self._records.seal(data)
-            sent = self._send(wire) if self._takes else 0
-        except BlockingIOError:
-            sent = 0
         except OSError as exc:
             self._lose(exc)
-            return
-        if sent != len(wire):
-            self._keep(wire[sent:])
-
-    def _keep(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        if self._takes:
-            self._takes = False
-            self._loop.add_writer(self._fd, self._flush)
-        if self._waiting_bytes > self._limits[1] and not self._paused:
-            self._paused = True
-            self._protocol.pause_writing()
-
-    def _flush(self) -> None:
-        """Send the bytes that wait, as many as the kernel takes."""
-        waiting = self._waiting
-        while waiting:
-            data = waiting[0]
-            try:
-                sent = self._send(data)
-            except BlockingIOError:
-                return
-            except OSError as exc:
-                self._lose(exc)
-                return
-            self._waiting_bytes -= sent
-            if sent == len(data):
-                waiting.popleft()
-            else:
-                waiting[0] = data[sent:]
-            self._resume_protocol()
-        self._loop.remove_writer(self._fd)
-        self._takes = True
-        if self._closing:
-            self._lose(None)
-
-    def _resume_protocol(self) -> None:
-        if self._paused and self._waiting_bytes <= self._limits[0]:
-            self._paused = False
-            self._protocol.resume_writing()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        if high is None:
-            high = _DEFAULT_LIMIT_BYTES if low is None else 4 * low
-        self._limits = (high // 4 if low is None else low, high)
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._limits
-
-    def get_write_buffer_size(self) -> int:
-        return self._waiting_bytes
+        else:
+            super().write(wire)
 
     def can_write_eof(self) -> bool:
+        """Whether our side can be ended by itself."""
         return False
 
-    # --- Reading ---
-
-    def is_reading(self) -> bool:
-        return self._reading
-
-    def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._fd)
-
     def resume_reading(self) -> None:
+        """Read again, or begin to."""
         if not self._reading and not self._closing:
-            self._reading = True
-            self._loop.add_reader(self._fd, self._on_readable)
+            super().resume_reading()
             # OpenSSL may hold records that are already read: the socket gives no event for those.
-            self._loop.call_soon(self._deliver)
+            asyncio.get_running_loop().call_soon(self._deliver)
 
-    def _on_readable(self) -> None:
+    def _read(self) -> None:
         """Read, and charge the peer for the CPU time.
 
         Records without data cost work too, and only OpenSSL knows how many there were. So CPU time
         is measured instead of records.
         """
         began_s = time.thread_time()
-        self._read()
+        super()._read()
         self._records.charge(time.thread_time() - began_s)
 
-    def _read(self) -> None:
-        try:
-            chunk = self._socket.recv(RECORD_PAYLOAD_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            self._lose(exc)
-            return
-        if chunk:
-            self._deliver(chunk)
-        else:
-            self._end()
+    def received(self, chunk: bytes) -> None:
+        """Decrypt what was read; see `TcpSocket.received`."""
+        self._deliver(chunk)
 
     def _deliver(self, chunk: bytes = b"") -> None:
         """Give the protocol the data of each record, and send OpenSSL's answers.
@@ -368,8 +267,7 @@ class TlsTransport:
                 if not data:
                     self._end()
                     return
-                assert isinstance(self._protocol, asyncio.Protocol)
-                self._protocol.data_received(data)
+                super().received(data)
             self._answer()
         except OSError as exc:
             self._lose(exc)
@@ -382,68 +280,15 @@ class TlsTransport:
             if self._waiting_bytes > self._limits[1] + MOST_ANSWERS_BYTES:
                 self._records.on_costly()
 
-    def _end(self) -> None:
-        """End the connection, because the peer has ended its side."""
-        assert isinstance(self._protocol, asyncio.Protocol)
-        self._protocol.eof_received()
-        self._lose(None)
-
-    # --- The end ---
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def close(self) -> None:
-        """Close when all bytes that wait have been sent."""
-        if self._closing:
-            return
-        self._closing = True
-        self._takes = False
-        self.pause_reading()
-        if not self._waiting:
-            self._lose(None)
-
-    def abort(self) -> None:
-        """Close now; bytes that wait are lost."""
-        self._lose(None)
-
-    def _lose(self, exc: Exception | None) -> None:
-        """End the connection; `connection_lost` is called in the next turn of the event loop."""
-        if self._lost:
-            return
-        self._lost = self._closing = True
-        self._takes = False
-        self.pause_reading()
-        self._loop.remove_writer(self._fd)
-        if exc is None and not self._waiting:
-            self._say_goodbye()
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        self._loop.call_soon(self._tell_of_loss, exc)
-
-    def _say_goodbye(self) -> None:
+    def part(self) -> None:
         """Tell the peer that no more data comes, without waiting for its answer."""
         with contextlib.suppress(OSError):
-            self._send(self._records.say_goodbye())
+            self._socket.send(self._records.say_goodbye())
             # Read what waits: the kernel resets a connection that is closed with unread data, and
             # the peer may then lose what it has not read. Servers send session tickets unasked.
-            self._socket.recv(_DEFAULT_LIMIT_BYTES)
+            self._socket.recv(_GOODBYE_BYTES)
 
-    def _tell_of_loss(self, exc: Exception | None) -> None:
-        protocol, self._protocol = self._protocol, asyncio.BaseProtocol()
+    def on_lost(self, exc: Exception | None) -> None:
+        """See `TcpSocket.on_lost`."""
         self._records.on_costly = lambda: None  # so that it keeps no reference to the protocol
-        try:
-            protocol.connection_lost(exc)
-        finally:
-            self._socket.close()
-
-    # --- Which protocol, and what is known ---
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._info.get(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
+        super().on_lost(exc)

@@ -8,14 +8,12 @@ arrive are known exactly.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
-import os
 import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from audiofork.relay.formats.base import Event
@@ -37,7 +35,8 @@ Written = tuple[Sequence[bytes | Event], int] | bytes | int
 class Unacked:
     """The writes of one connection that may still be lost.
 
-    Owned by an outlet, which calls `add()` for each write, `update()` now and then, `close()` once.
+    Owned by an outlet, which appends each write to `writes`, and calls `update()` now and then and
+    `close()` once.
 
     Args:
         transport: The connection's transport.
@@ -48,7 +47,8 @@ class Unacked:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
         rtt_us: The smoothed round trip then, in microseconds; 0 if unknown.
         updates: How many there were since the latest `mark()`.
-        add: Records a write; bound to `list.append` because it runs for every frame.
+        writes: Those that the peer has not acknowledged, oldest first; always the same list,
+            because it is appended to for every frame.
     """
 
     def __init__(
@@ -62,15 +62,17 @@ class Unacked:
         self._measured = 0.0  # the time of the latest update that has looked for marked writes
         # Each with the number of its write, the time then, and how long it had waited before.
         self._marks: list[tuple[int, float, float]] = []
-        self._writes: list[Written] = []
-        self.add: Callable[[Written], None] = self._writes.append
+        self.writes: list[Written] = []
         self._position = 0  # where the first write in the list begins, in bytes since `_before`
         records: Records | None = transport.get_extra_info("tls_records")
         self._record_bytes = (records and records.record_bytes) or 0
         if records is not None:
-            records.on_extra = self.add
+            records.on_extra = self.writes.append
         self._frame_on_wire = self._on_wire(((), frame_wire_bytes))
-        self._socket = _duplicate(transport)
+        # The transport closes it after the last call of this: see `relay/tcp.py`. It is closed
+        # where the connection was lost before it came here.
+        own: socket.socket = transport.get_extra_info("socket")
+        self._socket: socket.socket | None = own if own.fileno() >= 0 else None
         # Bytes of the TCP stream before the first write. The queued bytes are read before the
         # acknowledged ones. A byte acknowledged in between then counts twice, so at worst a frame
         # that arrived is sent again, and none is lost.
@@ -83,13 +85,13 @@ class Unacked:
         acked = self._acked()
         position, gone = self._position, 0
         frame_on_wire = self._frame_on_wire
-        for write in self._writes:
+        for write in self.writes:
             end = position + (frame_on_wire if isinstance(write, bytes) else self._on_wire(write))
             if acked is not None and end > acked:
                 break
             position = end
             gone += 1
-        del self._writes[:gone]
+        del self.writes[:gone]
         self._position = position
         self._forgotten += gone
         self.updates += 1
@@ -104,7 +106,7 @@ class Unacked:
         """
         self.updates = 0
         if self.rtt_us:  # else the kernel is too old to tell
-            self._marks.append((self._forgotten + len(self._writes), time.monotonic(), waited_s))
+            self._marks.append((self._forgotten + len(self.writes), time.monotonic(), waited_s))
 
     def _measure(self) -> None:
         """Count the marked writes that are acknowledged by now.
@@ -124,7 +126,7 @@ class Unacked:
         """Return how many bytes the peer has not acknowledged, with TLS; asks the kernel."""
         self.update()
         frame = self._frame_on_wire
-        return sum(frame if isinstance(one, bytes) else self._on_wire(one) for one in self._writes)
+        return sum(frame if isinstance(one, bytes) else self._on_wire(one) for one in self.writes)
 
     def _on_wire(self, write: tuple[Sequence[bytes | Event], int] | int) -> int:
         """Return how many bytes a write took on the wire, with TLS."""
@@ -137,13 +139,11 @@ class Unacked:
         """Return the frames and events not acknowledged, oldest first; called after the end."""
         self.update()
         lost: list[bytes | Event] = []
-        for write in self._writes:
+        for write in self.writes:
             if not isinstance(write, int):
                 lost += (write,) if isinstance(write, bytes) else write[0]
-        self._writes.clear()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self.writes.clear()
+        self._socket = None
         return lost
 
     def _acked(self) -> int | None:
@@ -163,16 +163,3 @@ class Unacked:
             return 0
         queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_OUTQ.size))
         return int(_OUTQ.unpack(queued)[0])
-
-
-def _duplicate(transport: asyncio.Transport) -> socket.socket | None:
-    """Return a duplicate of the socket; None if there is none.
-
-    Event loops close their own socket before they call `connection_lost`.
-    """
-    own = transport.get_extra_info("socket")
-    if own is None:
-        return None
-    with contextlib.suppress(OSError):  # raised if no descriptor is left
-        return socket.socket(fileno=os.dup(own.fileno()))
-    return None

@@ -828,16 +828,16 @@ async def test_who_has_the_port_is_not_told_while_requests_do_not_come(
 async def test_too_low_a_file_limit_is_a_fault_with_the_number_to_set(
     asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 5399))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 4399))
     outcome, findings = await findings_of(configured(asterisk))
     assert outcome == 1
     assert failures(findings) == [
-        "open files: a process started here may have 5399, max_forks = 1000 takes 5400"
+        "open files: a process started here may have 4399, max_forks = 1000 takes 4400"
     ]
-    assert "LimitNOFILE=5400" in findings[1].remedy
+    assert "LimitNOFILE=4400" in findings[1].remedy
 
 
-@pytest.mark.parametrize("limit", [5400, resource.RLIM_INFINITY])
+@pytest.mark.parametrize("limit", [4400, resource.RLIM_INFINITY])
 async def test_file_limit_that_is_enough_is_no_fault(
     monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

@@ -306,7 +306,7 @@ async def test_channels_that_are_not_there_use_nothing_of_the_rate(
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many descriptors are free; in the test's hands."""
-    left = [SPARE_FILES + 8]
+    left = [SPARE_FILES + 2 * FILES_PER_FORK]
     monkeypatch.setattr(admission_module, "openable", lambda most: min(most, left[0]))
     monkeypatch.setattr(admission_module, "file_limit", lambda: 77)
     return left
@@ -319,13 +319,13 @@ async def test_start_without_free_descriptors_is_refused_and_running_ones_stay(
     rig: Rig, free: list[int]
 ) -> None:
     running = await rig.stream()
-    free[0] = SPARE_FILES + 3
+    free[0] = SPARE_FILES + FILES_PER_FORK - 1
     await rig.clock.advance(FILES_LOOK_S)
     with pytest.raises(RequestRefused) as caught:
         await rig.ask(channel=NAME, wsserver=URL)
     assert str(caught.value) == NO_FILES
     assert (rig.live, rig.ends) == ([running], [])
-    free[0] = SPARE_FILES + 4
+    free[0] = SPARE_FILES + FILES_PER_FORK
     await rig.clock.advance(FILES_LOOK_S)
     await rig.start()
 
@@ -338,7 +338,7 @@ async def test_descriptors_are_kept_for_forks_that_have_yet_to_open_theirs(
     with pytest.raises(RequestRefused, match="no file descriptors"):
         await rig.ask(channel=NAME, wsserver=URL)
     rig.forks.on_report(SinkOpened(second))
-    rig.forks.on_report(Streaming(second))  # but 8 are still free: it had some already
+    rig.forks.on_report(Streaming(second))  # but all are still free: it had some already
     await rig.clock.advance(FILES_LOOK_S)
     await rig.start()
 
@@ -346,9 +346,10 @@ async def test_descriptors_are_kept_for_forks_that_have_yet_to_open_theirs(
 async def test_descriptors_are_kept_for_forks_whose_server_is_away(
     rig: Rig, free: list[int]
 ) -> None:
-    free[0] += 4
+    free[0] = SPARE_FILES + 3 * FILES_PER_FORK
     for fork_id in [await rig.stream(), await rig.stream(), await rig.stream()]:
         rig.forks.on_report(SinkRetrying(fork_id, 1, "away"))
+    free[0] = SPARE_FILES + 3 * (FILES_PER_FORK - 1) + FILES_PER_FORK - 1
     await rig.clock.advance(FILES_LOOK_S)
     with pytest.raises(RequestRefused, match="no file descriptors"):
         await rig.ask(channel=NAME, wsserver=URL)
@@ -372,7 +373,7 @@ async def test_files_that_others_have_taken_meanwhile_are_missed_at_once(
 ) -> None:
     free[0] = 1000
     await rig.start()
-    free[0] = SPARE_FILES + 3
+    free[0] = SPARE_FILES + FILES_PER_FORK - 1
     with pytest.raises(RequestRefused, match="no file descriptors"):
         await rig.ask(channel=NAME, wsserver=URL)
 
@@ -437,11 +438,11 @@ async def test_file_in_tls_dir_is_granted_and_without_a_tls_dir_none(rig: Rig) -
 async def test_max_forks_above_the_file_limit_is_said_at_the_start_and_when_set(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiofork.system.file_limit", lambda: 2600)
+    monkeypatch.setattr("audiofork.system.file_limit", lambda: 2300)
     admission = Admission(SecurityConfig(max_forks=301))
-    assert "max_forks = 301 needs 2604" in caplog.text
+    assert "max_forks = 301 needs 2303" in caplog.text
     caplog.clear()
     admission.configure(SecurityConfig(max_forks=300))
     assert caplog.messages == []
     admission.configure(SecurityConfig(max_forks=500))
-    assert "set LimitNOFILE=3400" in caplog.text
+    assert "set LimitNOFILE=2900" in caplog.text

@@ -6,13 +6,13 @@ import asyncio
 import audioop
 import itertools
 import re
+import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import PurePosixPath
 from random import Random
 from typing import Any, cast
-from unittest.mock import AsyncMock, MagicMock
 
 from audiofork.audiosocket import (
     HANGUP_MESSAGE,
@@ -24,7 +24,6 @@ from audiofork.audiosocket import (
     encode,
 )
 from audiofork.commands.receiver import LABEL_LENGTH, TEXT_LENGTH, channels_of, label_of, shown
-from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.link.messages import (
     Direction,
@@ -37,6 +36,7 @@ from audiofork.link.messages import (
 )
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.formats.base import Event
+from audiofork.relay.leg import Leg
 from audiofork.relay.listener import Listener
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.session import Session
@@ -94,26 +94,26 @@ def check_audiosocket(data: bytes, rng: Random) -> str:
 # --- A leg ---------------------------------------------------------------------------------------
 
 
-class _Transport(asyncio.Transport):
-    """Stands for one AudioSocket connection."""
+class _Connection:
+    """One AudioSocket connection; what its peer sends is given to the leg."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.is_closed = False
+    def __init__(self, listener: Listener) -> None:
+        near, self._far = socket.socketpair()
+        near.setblocking(False)
+        self._far.setblocking(False)
+        self.leg = Leg(listener, near, "192.0.2.1")
 
-    def write(self, data: Any) -> None:
-        assert not self.is_closed
-        self.written += data
+    def written(self) -> bytes:
+        """Return what the leg has sent."""
+        with suppress(BlockingIOError):
+            return self._far.recv(1000)
+        return b""
 
-    def close(self) -> None:
-        self.is_closed = True
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("192.0.2.1", 1) if name == "peername" else default
+    async def end(self) -> None:
+        """Let the leg be lost."""
+        self.leg.abort()
+        await asyncio.sleep(0)  # it learns that in the next turn
+        self._far.close()
 
 
 class _Owner:
@@ -146,30 +146,14 @@ class _Owner:
         self.closed += 1
 
 
-Factory = Callable[[], Any]
-CheckLegs = Callable[[Listener, Factory, bytes, Random], Awaitable[str]]
+CheckLegs = Callable[[Listener, bytes, Random], Coroutine[Any, Any, str]]
 
 
 @contextmanager
 def _listening(check_legs: CheckLegs) -> Iterator[Check]:
-    factories: list[Factory] = []
-
-    async def create_server(factory: Factory, *_: Any, **__: Any) -> Any:
-        factories.append(factory)
-        listening = MagicMock()
-        listening.getsockname.return_value = ("127.0.0.1", 9092)
-        server = MagicMock(sockets=[listening], close=lambda: None)
-        server.wait_closed = AsyncMock()
-        return server
-
-    async def check(data: bytes, rng: Random) -> str:
-        return await check_legs(listener, factories[0], data, rng)
-
     with asyncio.Runner() as runner:
-        setattr(runner.get_loop(), "create_server", create_server)  # noqa: B010
         listener = Listener(lambda _: None)
-        runner.run(listener.start(Address("127.0.0.1", 9092)))
-        yield lambda data, rng: runner.run(check(data, rng))
+        yield lambda data, rng: runner.run(check_legs(listener, data, rng))
         runner.run(listener.close())
 
 
@@ -185,21 +169,20 @@ def _chunks(data: bytes, rng: Random) -> list[bytes]:
     return [*chunks, data]
 
 
-async def _check_leg(listener: Listener, factory: Factory, data: bytes, rng: Random) -> str:
+async def _check_leg(listener: Listener, data: bytes, rng: Random) -> str:
     """Whatever a peer sends, it is let in once, by its UUID, and heard until its first fault."""
-    owner, transport, refused_before = _Owner(), _Transport(), listener.refused.total
+    owner, refused_before = _Owner(), listener.refused.total
     fork_id = str(uuid.UUID(bytes=_UUID[3:]))
     listener.issue(fork_id, owner)
-    leg = factory()
-    leg.connection_made(transport)
+    connection = _Connection(listener)
     for chunk in [*_chunks(data, rng), b""]:  # the next read, whatever it brings
-        leg.data_received(chunk)
+        connection.leg.received(chunk)
     is_refused = listener.refused.total - refused_before
     is_let_in, frames, is_at_fault = _expected_of_leg(data)
     assert (owner.attached, owner.frames) == (is_let_in, frames)
-    assert (is_refused, transport.is_closed) == (is_at_fault, is_at_fault)
-    assert transport.written == (HANGUP_MESSAGE if is_at_fault else b"")
-    leg.connection_lost(None)
+    assert (is_refused, connection.leg.is_closing()) == (is_at_fault, is_at_fault)
+    assert connection.written() == (HANGUP_MESSAGE if is_at_fault else b"")
+    await connection.end()
     assert owner.closed == is_let_in
     listener.withdraw(fork_id)
     return "refused" if is_at_fault else "let in" if is_let_in else "waiting"
@@ -288,7 +271,7 @@ class _Sink:
 class _Fork:
     """A fork whose legs are let in."""
 
-    def __init__(self, listener: Listener, factory: Factory, rng: Random) -> None:
+    def __init__(self, listener: Listener, rng: Random) -> None:
         direction, parts = rng.choice(_FORKS)
         rate = _LOW_RATE // 2 if LegPart.PAIRS in parts else _LOW_RATE
         spec = ForkSpec(_FORK_ID, "", "", direction, legs=parts, sample_rate=rate)
@@ -297,14 +280,13 @@ class _Fork:
         self.session = Session(spec, cast(Sink, self.sink), self.reports.append, Pacer())
         self.session.start()
         self.gate_open = True
-        self.legs: dict[LegPart, Any] = {}
+        self.legs: dict[LegPart, _Connection] = {}
         self.read = dict.fromkeys(parts, b"")  # what each leg has brought
         for part in parts:
             uuid_of_leg = str(uuid.uuid4())
             listener.issue(uuid_of_leg, self.session.inlets[part])
-            self.legs[part] = leg = factory()
-            leg.connection_made(_Transport())
-            leg.data_received(encode(Kind.UUID, uuid.UUID(uuid_of_leg).bytes))
+            self.legs[part] = connection = _Connection(listener)
+            connection.leg.received(encode(Kind.UUID, uuid.UUID(uuid_of_leg).bytes))
 
     def disturb(self, rng: Random) -> None:
         """Give a command, of those that may put silence in place of audio."""
@@ -321,7 +303,7 @@ class _Fork:
         """Let a leg bring a chunk."""
         before = len(self.sink.frames)
         self.read[part] += chunk
-        self.legs[part].data_received(chunk)
+        self.legs[part].leg.received(chunk)
         assert self.gate_open or len(self.sink.frames) == before
 
     def sent(self, part: LegPart) -> list[bytes]:
@@ -339,9 +321,9 @@ class _Fork:
         return [frame for frame in good if any(frame)], len(frames) - len(good)
 
 
-async def _check_fork(listener: Listener, factory: Factory, data: bytes, rng: Random) -> str:
+async def _check_fork(listener: Listener, data: bytes, rng: Random) -> str:
     """Whatever its legs bring in whatever chunks, each frame is sent once, or counted."""
-    fork = _Fork(listener, factory, rng)
+    fork = _Fork(listener, rng)
     turning, disturbing = rng.choice(((0.0, 0.0), (0.2, 0.0), (0.2, 0.2)))
     if rng.random() < 0.8:
         fork.sink.turn()
@@ -357,8 +339,8 @@ async def _check_fork(listener: Listener, factory: Factory, data: bytes, rng: Ra
     is_failed = fork.session._end is not None
     fork.session.end(EndReason.STOPPED)
     await fork.session.done.wait()
-    for leg in fork.legs.values():
-        leg.connection_lost(None)
+    for connection in fork.legs.values():
+        await connection.end()
     return _judge(fork, is_whole=not disturbing and not is_failed)
 
 

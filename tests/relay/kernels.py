@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import socket
 from typing import Any, Self
 
 import pytest
@@ -15,8 +13,8 @@ from audiofork.relay.unacked import _INFO, _OUTQ
 class Kernel:
     """What TCP_INFO tells of a connection, and nothing queued before it.
 
-    It is put in the place of the socket's duplicate, and of nothing in our modules: what is
-    compiled there finds it as well.
+    It is a transport's socket, and is put in the place of nothing in our modules: what is compiled
+    there finds it as well.
 
     Attributes:
         acked: Bytes that the peer has acknowledged.
@@ -34,8 +32,6 @@ class Kernel:
     def behind_all(cls, monkeypatch: pytest.MonkeyPatch) -> Self:
         """Return one that stands behind each connection from now on."""
         kernel = cls()
-        monkeypatch.setattr(os, "dup", lambda descriptor: descriptor)
-        monkeypatch.setattr(socket, "socket", lambda fileno: kernel)
         monkeypatch.setattr(fcntl, "ioctl", lambda *_: bytes(_OUTQ.size))
         return kernel
 
@@ -45,8 +41,6 @@ class Kernel:
 
     def fileno(self) -> int:
         return 0
-
-    def close(self) -> None: ...
 
 
 class Transport:

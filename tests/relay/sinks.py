@@ -44,7 +44,7 @@ def all_acknowledged(sink: Sink) -> bool:
     if sink.backlog or sink._outlet._unacked is None or not sink._outlet._takes:
         return False
     sink._outlet._unacked.update()
-    return not sink._outlet._unacked._writes
+    return not sink._outlet._unacked.writes
 
 
 def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:

@@ -44,7 +44,7 @@ class Stage:
     def write(self, count: int, waited_s: float = 0.0) -> None:
         """Write, and mark the last write."""
         for _ in range(count):
-            self.unacked.add(b"x")
+            self.unacked.writes.append(b"x")
         self.kernel.rtt_s = 1.0
         self.unacked.update()
         self.unacked.mark(waited_s)
@@ -95,7 +95,7 @@ def test_marks_are_measured_in_their_order_each_by_its_own_write(stage: Stage) -
 
 
 def test_kernel_that_tells_no_round_trip_has_nothing_measured(stage: Stage) -> None:
-    stage.unacked.add(b"x")
+    stage.unacked.writes.append(b"x")
     stage.unacked.update()
     stage.unacked.mark(0.0)
     assert stage.after(0.1, acknowledged=1, rtt_s=0.0) == []

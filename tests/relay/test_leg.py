@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from audiofork.relay.tcp import TcpSocket
 from tests.relay.listener_stage import ListenerStage, Owner, audio, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
@@ -77,7 +78,7 @@ async def received(stage: ListenerStage, *chunks: bytes) -> Owner:
     await until(lambda: owner.attached)
     assert owner.leg is not None
     for chunk in chunks:
-        cast(asyncio.Protocol, owner.leg).data_received(chunk)
+        cast(TcpSocket, owner.leg).received(chunk)
     return owner
 
 
@@ -123,13 +124,13 @@ async def test_usual_chunk_after_a_hang_up_reaches_nobody(stage: ListenerStage) 
     owner = await received(stage, AB, CD)
     assert owner.leg is not None
     owner.leg.hang_up()
-    cast(asyncio.Protocol, owner.leg).data_received(audio(0x10, b"ef"))
+    cast(TcpSocket, owner.leg).received(audio(0x10, b"ef"))
     assert (owner.frames, owner.usual) == ([b"ab", b"cd"], 1)
 
 
 async def test_usual_chunk_after_a_refusal_reaches_nobody(stage: ListenerStage) -> None:
     owner = await received(stage, AB, b"\x00\x00\x00")
-    cast(asyncio.Protocol, owner.leg).data_received(audio(0x10, b"ef"))
+    cast(TcpSocket, owner.leg).received(audio(0x10, b"ef"))
     assert (owner.frames, owner.closed) == ([b"ab"], 1)
 
 
@@ -144,7 +145,7 @@ async def test_usual_frame_in_which_the_owner_hangs_up_is_the_last(stage: Listen
 
     leg.on_usual = hang_up
     for _ in range(3):
-        cast(asyncio.Protocol, leg).data_received(audio(0x10, b"cd"))
+        cast(TcpSocket, leg).received(audio(0x10, b"cd"))
     assert owner.frames == [b"ab", b"cd"]
     assert stage.listener.refused.total == 0
 
@@ -154,7 +155,7 @@ async def test_way_of_usual_frames_may_change_from_one_to_the_next(stage: Listen
     other: list[bytes] = []
     assert owner.leg is not None
     owner.leg.on_usual = other.append
-    cast(asyncio.Protocol, owner.leg).data_received(audio(0x10, b"cd"))
+    cast(TcpSocket, owner.leg).received(audio(0x10, b"cd"))
     assert (owner.usual, other) == (1, [b"cd"])
 
 
@@ -276,7 +277,7 @@ async def test_leg_whose_call_goes_on_is_closed_on_our_side_alone(stage: Listene
 async def test_leg_that_asterisk_does_not_close_is_closed_after_a_while(
     stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiofork.relay.listener.LET_GO_S", 0.02)
+    monkeypatch.setattr("audiofork.relay.leg.LET_GO_S", 0.02)
     _, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None

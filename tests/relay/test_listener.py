@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
+import socket
 import uuid
 import weakref
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from audiofork.link.messages import StrangersRefused
-from audiofork.relay.listener import Listener
+from audiofork.relay.listener import ACCEPT_AGAIN_S, Listener
 from tests.relay.listener_stage import ListenerStage, Owner, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
@@ -207,7 +211,7 @@ async def test_no_uuid_in_time_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     wire: bytes,
 ) -> None:
-    monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr("audiofork.relay.leg.UUID_TIMEOUT_S", SHORT_S)
     leg = await stage.connect()
     leg.send(wire)
     assert "no UUID within 0.05 s" in await refused(stage, leg, caplog)
@@ -216,7 +220,7 @@ async def test_no_uuid_in_time_is_refused(
 async def test_leg_that_is_in_has_no_time_limit(
     stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr("audiofork.relay.leg.UUID_TIMEOUT_S", SHORT_S)
     leg, owner = await stage.issued()
     leg.send(b"\x10\x01\x40" + bytes(100))
     await until(lambda: owner.attached)
@@ -359,7 +363,7 @@ async def test_500_idle_connections_do_no_harm(stage: ListenerStage) -> None:
 async def test_connection_that_is_gone_before_its_uuid_is_not_counted(
     stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr("audiofork.relay.leg.UUID_TIMEOUT_S", SHORT_S)
     leg = await stage.connect()
     await leg.close()
     await asyncio.sleep(2 * SHORT_S)  # nothing is to happen, so there is nothing to wait for
@@ -394,3 +398,65 @@ async def test_closed_leg_keeps_nothing_of_its_fork_while_its_uuid_is_remembered
     owner = await owner_of_closed_leg(stage)
     gc.collect()
     assert owner() is None
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.EMFILE, "Too many open files"), (errno.ENFILE, "Too many open files in system")],
+)
+async def test_connection_waits_while_no_more_can_be_opened(
+    stage: ListenerStage,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    text: str,
+) -> None:
+    tries: list[float] = []
+    accept = socket.socket.accept
+
+    def accept_third(listening: socket.socket) -> tuple[socket.socket, Any]:
+        tries.append(asyncio.get_running_loop().time())
+        if len(tries) <= 2:
+            raise OSError(number, os.strerror(number))
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_third)
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(1))
+    await owner.wait_frames(1)
+    assert f"AudioSocket connections have to wait: 1 more, last: {text}" in caplog.text
+    assert tries[2] - tries[0] >= ACCEPT_AGAIN_S  # and nothing spins meanwhile
+
+
+async def test_connection_that_is_gone_before_it_is_accepted_is_passed_over(
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = socket.socket.accept
+    faults = [ConnectionAbortedError()]
+
+    def accept_second(listening: socket.socket) -> tuple[socket.socket, Any]:
+        if faults:
+            raise faults.pop()
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_second)
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(1))
+    await owner.wait_frames(1)
+
+
+async def test_nothing_is_accepted_any_more_when_listening_has_stopped_meanwhile(
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(listening: socket.socket) -> tuple[socket.socket, Any]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    monkeypatch.setattr("audiofork.relay.listener.ACCEPT_AGAIN_S", SHORT_S)
+    await stage.connect()
+    await until(lambda: stage.listener._unaccepted.total)
+    stage.listener.stop_listening()
+    said = stage.listener._unaccepted.total
+    await asyncio.sleep(3 * SHORT_S)
+    assert stage.listener._unaccepted.total == said
+    assert not stage.listener.is_listening

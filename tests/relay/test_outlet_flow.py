@@ -70,7 +70,7 @@ class Stage(Transport):
     def carried(self) -> list[object]:
         """What each write has carried, of those that nobody has acknowledged."""
         assert self.outlet._unacked is not None
-        return [write[0] for write in self.outlet._unacked._writes if isinstance(write, tuple)]
+        return [write[0] for write in self.outlet._unacked.writes if isinstance(write, tuple)]
 
     @property
     def offered(self) -> int:

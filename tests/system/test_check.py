@@ -840,8 +840,8 @@ async def test_running_daemon_whose_file_limit_is_too_low_is_a_fault(checked: As
     command = ("prlimit", "--nofile=300:300", sys.executable, "-m", "audiofork", "run")
     with Daemon(checked, command=command) as daemon:
         found = await only_failure(checked, config_file.load(daemon.config, {}))
-    assert found.text == ("open files: the daemon may have 300, max_forks = 1000 takes 5400")
-    assert "LimitNOFILE=5400" in found.remedy
+    assert found.text == ("open files: the daemon may have 300, max_forks = 1000 takes 4400")
+    assert "LimitNOFILE=4400" in found.remedy
 
 
 @pytest.fixture

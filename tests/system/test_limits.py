@@ -174,8 +174,8 @@ async def test_low_limit_of_descriptors_is_said_at_the_start(asterisk: Asterisk)
     command = ("sh", "-c", 'ulimit -n 2000; exec "$0" -m audiofork run "$@"', sys.executable)
     with Daemon(asterisk, command=command) as daemon:
         assert (
-            "this process may open 2000 files, but [security] max_forks = 1000 needs 5400; "
-            "set LimitNOFILE=5400, or lower max_forks"
+            "this process may open 2000 files, but [security] max_forks = 1000 needs 4400; "
+            "set LimitNOFILE=4400, or lower max_forks"
         ) in daemon.log()
     with Daemon(asterisk, {"security": "max_forks = 50\n"}, command=command) as daemon:
         assert "this process may open" not in daemon.log()

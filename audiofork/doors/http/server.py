@@ -14,9 +14,10 @@ from typing import Any
 
 from aiohttp import web
 
+from audiofork.addresses import listen_tcp
 from audiofork.config import Address, HttpConfig
 from audiofork.doors.http.access import COOKIE, Access, Identity, require, require_origin
-from audiofork.doors.http.connections import Connection, Server, listen_tcp
+from audiofork.doors.http.connections import Connection, Server
 from audiofork.doors.http.problems import Problem, a_bug, problem_of
 from audiofork.doors.http.routes import JSON, Call, Route, RouteTable
 from audiofork.doors.http.schema import BadValue, parse_body, parse_query

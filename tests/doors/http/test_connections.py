@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from audiofork.addresses import listen_tcp
 from audiofork.doors.http import connections
-from audiofork.doors.http.connections import listen_tcp
 from tests.doors.http.stage import VIEWER, Others, Stage, request, staged
 from tests.relay.peers import until
 
