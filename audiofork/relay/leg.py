@@ -6,6 +6,7 @@ Reading is never paused: Asterisk treats a short write as a failure and drops th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from functools import lru_cache
@@ -39,6 +40,8 @@ UUID_TIMEOUT_S = 2.0
 LET_GO_S = 2.0
 # Most that is read at once, in messages: most of the time just one has come.
 MESSAGES_PER_READ: Final = 3
+# How often in a row acknowledgements are delayed again, where the kernel has ceased to.
+_MOST_TRIES: Final = 3
 
 
 class LegOwner(Protocol):
@@ -87,7 +90,7 @@ class Leg(TcpSocket):
 
     __slots__ = (
         *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner"),
-        *("_is_full", "_usual_bytes", "_usual_header", "on_batch", "on_usual", "peer"),
+        *("_is_full", "_tries", "_usual_bytes", "_usual_header", "on_batch", "on_usual", "peer"),
     )
     on_usual: Callable[[bytes], None]  # set by the owner's pipeline, as is `on_batch`
 
@@ -99,6 +102,7 @@ class Leg(TcpSocket):
         self._owner: LegOwner | None = None
         self._hung_up = False
         self._is_full = False
+        self._tries = 0  # to delay acknowledgements, since it was seen to work
         self.on_batch: Callable[[list[bytes]], None] | None = None
         self._usual_bytes = -1  # as in the decoder while the fast path is used; else no length
         self._usual_header = b""
@@ -160,6 +164,8 @@ class Leg(TcpSocket):
             )
             if self._usual_bytes > 0:
                 self.most_bytes = MESSAGES_PER_READ * self._usual_bytes
+                if not self._tries:
+                    self.delay_acks()
         if self._decoder.error is not None and not self._hung_up:
             self.refuse(str(self._decoder.error))
 
@@ -175,6 +181,25 @@ class Leg(TcpSocket):
         self._deadline.cancel()
         self._owner = owner
         owner.attach(self)
+
+    def delay_acks(self) -> None:
+        """Let TCP acknowledge every second frame in place of each; to be called now and then.
+
+        By itself it acknowledges what is read at once, unless we send about as often as we receive
+        (TCP_QUICKACK, tcp(7)). That is a packet for each frame, and a sixth of what a frame costs.
+        The kernel ceases to wait as soon as it has waited 40 ms in vain: where a frame is late, and
+        where Asterisk sends none before the last one is acknowledged. The latter is the case before
+        20.15, 21.10 and 22.5, which leave Nagle's algorithm on: there each try delays a frame, so
+        there are few.
+        """
+        if not self._decoder.usual_header:
+            return  # no audio yet
+        with contextlib.suppress(OSError):  # raised if the connection is being closed
+            if not self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK):
+                self._tries = 1
+            elif self._tries < _MOST_TRIES:
+                self._tries += 1
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 
     def _on_other(self, kind: int) -> None:
         """Refuse the leg on hangup, error or a second UUID; ignore other kinds.

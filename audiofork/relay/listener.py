@@ -28,6 +28,8 @@ MOST_UNACCEPTED = 1024
 MOST_ACCEPTED_AT_ONCE = 64
 # Time until it is tried again, when no more could be accepted.
 ACCEPT_AGAIN_S = 0.1
+# How often it is seen to that legs delay their acknowledgements.
+ACKS_INTERVAL_S = 5.0
 
 
 class Listener:
@@ -55,6 +57,7 @@ class Listener:
         self._all_gone.set()
         self._strangers: dict[Leg, None] = {}  # legs that have sent no UUID yet, oldest first
         self._patiences: dict[int, Patience] = {}  # by the milliseconds of a batch
+        self._acks_timer: asyncio.TimerHandle | None = None  # while there is a leg
         self._unaccepted = CounterLine(log, "AudioSocket connections have to wait")
         self._listening: list[socket.socket] = []
 
@@ -139,9 +142,20 @@ class Listener:
         self._legs.add(leg)
         self._all_gone.clear()
         self._strangers[leg] = None
+        if self._acks_timer is None:
+            self._await_acks()
         if len(self._strangers) > MAX_STRANGERS:
             oldest = next(iter(self._strangers))
             oldest.refuse(f"no UUID yet, and {MAX_STRANGERS} more connections without one")
+
+    def _await_acks(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._acks_timer = loop.call_later(ACKS_INTERVAL_S, self._delay_acks)
+
+    def _delay_acks(self) -> None:
+        for leg in self._legs:
+            leg.delay_acks()
+        self._await_acks()
 
     def claim(self, leg: Leg, presented: bytes) -> LegOwner | None:
         """Return the owner of an issued UUID; refuse the leg and return None if it is wrong."""
@@ -182,6 +196,9 @@ class Listener:
         self._legs.discard(leg)
         if not self._legs:
             self._all_gone.set()
+            if self._acks_timer is not None:
+                self._acks_timer.cancel()
+                self._acks_timer = None
         self._strangers.pop(leg, None)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
 
+from audiofork.relay.leg import Leg as LegSocket
 from audiofork.relay.tcp import TcpSocket
 from tests.relay.listener_stage import ListenerStage, Owner, audio, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
@@ -487,3 +489,66 @@ async def test_garbage_among_batched_frames_closes_the_leg(
     leg.send(b"\x10\xff\xff")
     assert "announces 65535 bytes" in await refused(stage, leg, caplog)
     assert owner.closed == 1
+
+
+# --- Acknowledgements ----------------------------------------------------------------------------
+
+
+def socket_of(owner: Owner) -> socket.socket:
+    return cast(LegSocket, owner.leg)._socket
+
+
+def delays_acks(owner: Owner) -> bool:
+    return not socket_of(owner).getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+
+
+def cease(owner: Owner) -> None:
+    """Let the kernel acknowledge at once, as it does by itself when it has waited in vain."""
+    socket_of(owner).setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+async def test_acknowledgements_are_delayed_from_the_first_audio_on(stage: ListenerStage) -> None:
+    leg, owner = await stage.issued()
+    await owner.wait_attached()
+    cast(LegSocket, owner.leg).delay_acks()
+    assert not delays_acks(owner)
+    leg.send_audio(*numbered(1))
+    await owner.wait_frames(1)
+    assert delays_acks(owner)
+
+
+async def test_acknowledgements_are_delayed_again_where_that_lasts_and_else_no_more(
+    stage: ListenerStage,
+) -> None:
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(1))
+    await owner.wait_frames(1)
+    its_end = cast(LegSocket, owner.leg)
+    for _ in range(5):  # now and then a frame is late
+        cease(owner)
+        its_end.delay_acks()
+        assert delays_acks(owner)
+        its_end.delay_acks()
+    tries = 0
+    while True:  # Asterisk waits for each acknowledgement
+        cease(owner)
+        its_end.delay_acks()
+        if not delays_acks(owner):
+            break
+        tries += 1
+    assert tries == 2  # after the one that began it
+
+
+async def test_legs_are_seen_to_now_and_then_as_long_as_there_are_any(
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.ACKS_INTERVAL_S", 0.02)
+    async with stage_with() as quick:
+        leg, owner = await quick.issued()
+        leg.send_audio(*numbered(1))
+        await owner.wait_frames(1)
+        cease(owner)
+        await until(lambda: delays_acks(owner))
+        await leg.close()
+        await quick.other.close()
+        await until(lambda: quick.listener._acks_timer is None)
