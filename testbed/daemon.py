@@ -65,6 +65,8 @@ class Daemon:
         settings: The lines of further sections of the configuration; they replace the defaults.
         command: Runs instead of `audiofork run`; gets `-c FILE`.
         waits_for: The text in its log that shows that it has started.
+        tree: The folder whose `audiofork` it runs, a source tree or what `bench.build.compiled`
+            made; None: what Python finds here.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Daemon:
         settings: dict[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable, "-m", "audiofork", "run"),
         waits_for: str = "connected to Asterisk",
+        tree: Path | None = None,
     ) -> None:
         self._command = command
+        self._tree = tree
         self._waits_for = waits_for
         self._folder = Path(tempfile.mkdtemp(prefix="audiofork-daemon-"))
         self.config = self._folder / "audiofork.ini"
@@ -100,8 +104,15 @@ class Daemon:
         After `stop` or `kill` it may be started again, with the same journal.
         """
         self._log_start = len(self.log())
+        # `python -m` looks in the folder where it runs first, and the relay's processes do as well.
+        environment = os.environ | ({"PYTHONPATH": str(self._tree)} if self._tree else {})
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([*self._command, "-c", str(self.config)], stderr=log)
+            self._process = subprocess.Popen(
+                [*self._command, "-c", str(self.config)],
+                stderr=log,
+                env=environment,
+                cwd=self._tree,
+            )
         try:
             self._wait_started()
         except BaseException:
