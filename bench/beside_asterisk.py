@@ -71,7 +71,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.least:.2f} to {self.most:.2f})"
+        return f"{self.median:.3f} ({self.least:.3f} to {self.most:.3f})"
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,14 @@ def table(measured: Measured, how: str) -> Iterator[str]:
     yield f"{measured.calls} calls by {measured.tap}, hot path: {measured.hot_path}, {how}"
     yield f"calls alone, percent of a core: Asterisk {alone.asterisk}, daemon {alone.daemon}"
     yield ""
-    yield "one fork, percent of a core: median, least and greatest               the module's"
-    heads = f"{'Asterisk':<21} {'daemon':<21} {'whole':<21}"
-    yield f"{'row':<15}{heads}    times  messages  bytes"
+    yield "one fork, percent of a core: median, least and greatest; in multiples of the module's"
+    heads = "".join(f"{head:<24}" for head in ("Asterisk", "daemon", "whole"))
+    yield f"{'row':<15}{heads} times  messages  bytes"
     for one in measured.rows:
         daemon = "none" if KINDS[one.what].is_rival else str(one.daemon)
         yield (
-            f"{one.what:<15}{one.asterisk!s:<21} {daemon:<21} {one.whole!s:<21} "
-            f"{one.to_module:8.2f} {one.messages:9.1f} {one.message_bytes:6.0f}"
+            f"{one.what:<15}{one.asterisk!s:<24}{daemon:<24}{one.whole!s:<24}"
+            f"{one.to_module:6.2f} {one.messages:9.1f} {one.message_bytes:6.0f}"
         )
     ours = [one for one in measured.rows if not KINDS[one.what].is_rival]
     memory = "".join(f", {one.daemon_kib} with {one.what}" for one in ours)
