@@ -335,15 +335,10 @@ class TcpTransport(TcpSocket):
         protocol: The protocol that the transport calls; `connection_made` is up to `begin()`.
     """
 
-    __slots__ = ("_info", "_protocol")
+    __slots__ = ("_protocol",)
 
     def __init__(self, connected: socket.socket, protocol: asyncio.Protocol) -> None:
         super().__init__(connected)
-        self._info: dict[str, Any] = {
-            "socket": connected,
-            "sockname": connected.getsockname(),
-            "peername": connected.getpeername(),
-        }
         self._protocol: asyncio.BaseProtocol = protocol
 
     def begin(self) -> None:
@@ -392,4 +387,13 @@ class TcpTransport(TcpSocket):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what is known by a name: socket, sockname, peername."""
-        return self._info.get(name, default)
+        if name == "socket":
+            return self._socket
+        try:
+            if name == "sockname":
+                return self._socket.getsockname()
+            if name == "peername":
+                return self._socket.getpeername()
+        except OSError:  # it is closed, or the peer is gone
+            pass
+        return default

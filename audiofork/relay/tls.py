@@ -60,11 +60,7 @@ def run_over(
     connected: socket.socket, records: Records, protocol: asyncio.Protocol
 ) -> TlsTransport:
     """Return a transport over TLS whose handshake is over, after `connection_made`."""
-    try:
-        transport = TlsTransport(connected, records, protocol)
-    except BaseException:
-        connected.close()
-        raise
+    transport = TlsTransport(connected, records, protocol)
     transport.begin()
     return transport
 
@@ -215,7 +211,6 @@ class TlsTransport(TcpTransport):
         self, connected: socket.socket, records: Records, protocol: asyncio.Protocol
     ) -> None:
         super().__init__(connected, protocol)
-        self._info |= {"ssl_object": records.tls, "tls_records": records}
         self._records = records
 
     def write(self, data: bytes) -> None:
@@ -228,6 +223,12 @@ class TlsTransport(TcpTransport):
             self._lose(exc)
         else:
             super().write(wire)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what is known by a name; besides those of TCP: ssl_object, tls_records."""
+        if name == "ssl_object":
+            return self._records.tls
+        return self._records if name == "tls_records" else super().get_extra_info(name, default)
 
     def can_write_eof(self) -> bool:
         """Whether our side can be ended by itself."""
