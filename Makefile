@@ -31,7 +31,7 @@ types unit slow quick tools page nats coverage oldest compiled asterisk python-%
 
 .NOTPARALLEL:
 .PHONY: demo demo-bot test style types clients unit slow quick tools page nats screenshots coverage oldest compiled pythons asterisk fuzz
-.PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
+.PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster bench-control
 .PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel wheels clean
 
 # Less than the tests need, and so sooner there.
@@ -161,6 +161,9 @@ bench-viewers: .venv/installed
 
 bench-cluster: .venv/installed
 	$(BIN)/python -m bench.cluster
+
+bench-control: .venv/installed
+	$(BIN)/python -m bench.control_plane
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_sample; print(config_sample.sample(), end='')" > etc/audiofork.ini
