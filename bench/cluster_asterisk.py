@@ -36,6 +36,7 @@ class StubAsterisk:
         number: Distinguishes it from the others.
         calls: How many calls it has.
         at_once: How many starts may be under way.
+        url: The server of the forks.
 
     Attributes:
         name: What the cluster calls it.
@@ -48,11 +49,11 @@ class StubAsterisk:
         logged_in: When each controller has logged in.
     """
 
-    def __init__(self, number: int, calls: int, at_once: int) -> None:
+    def __init__(self, number: int, calls: int, at_once: int, url: str = URL) -> None:
         self.name = f"pbx{number}"
         self.port = 0
         self.calls = {f"17000{number:05d}.{one}": f"PJSIP/{one}-{one:08x}" for one in range(calls)}
-        self.legs: dict[str, _Leg] = {}
+        self.legs: dict[str, Leg] = {}
         self.asked: dict[str, float] = {}
         self.streaming: dict[str, float] = {}
         self.taken_up: dict[str, float] = {}
@@ -61,6 +62,7 @@ class StubAsterisk:
         self.logged_in: list[float] = []
         self._variables: dict[str, str] = {}  # the global ones
         self._at_once = at_once
+        self._url = url
         self._waiting: deque[str] = deque()
         self._sessions: set[_Session] = set()
         self._connecting: set[asyncio.Task[None]] = set()
@@ -98,10 +100,18 @@ class StubAsterisk:
             uniqueid = self._waiting.popleft()
             self.asked[uniqueid] = time.monotonic()
             # As the shipped dialplan does it.
-            body = f"Command: StartAudioFork\r\nWsServer: {URL}\r\nOptions: D(in)"
+            body = f"Command: StartAudioFork\r\nWsServer: {self._url}\r\nOptions: D(in)"
             snapshot = _snapshot(self.calls[uniqueid], uniqueid)
             self._raise(f"Event: UserEvent\r\n{snapshot}\r\nUserEvent: AudioFork\r\n{body}")
             under_way += 1
+
+    def end(self, uniqueid: str) -> None:
+        """Hang up a call: its leg ends with it."""
+        snapshot = _snapshot(self.calls.pop(uniqueid), uniqueid)
+        self._raise(f"Event: HangupRequest\r\n{snapshot}\r\nCause: 16")
+        for leg in [leg for leg in self.legs.values() if leg.of == uniqueid]:
+            leg.drop()
+        self._raise(f"Event: Hangup\r\n{snapshot}\r\nCause: 16")
 
     def legs_at(self) -> Counter[int]:
         """Return how many legs are connected to each port."""
@@ -174,6 +184,8 @@ class StubAsterisk:
     def _set(self, action: Action) -> str:
         if "channel" not in action:  # those of channels are never asked for
             self._variables[action["variable"]] = action.get("value", "")
+        elif action["channel"] not in self.calls:
+            return _error(action, _NO_SUCH_CHANNEL)
         return _success(action)
 
     def _originate(self, action: Action) -> str:
@@ -190,7 +202,7 @@ class StubAsterisk:
         response, reason = "Success", 4
         try:
             await loop.create_connection(
-                lambda: _Leg(self, leg_id, of, int(port), uuid.UUID(presents)), host, int(port)
+                lambda: Leg(self, leg_id, of, int(port), uuid.UUID(presents)), host, int(port)
             )
         except OSError:
             response, reason = "Failure", 0
@@ -224,11 +236,11 @@ class StubAsterisk:
 
     # --- From legs ---
 
-    def on_leg(self, leg: _Leg) -> None:
+    def on_leg(self, leg: Leg) -> None:
         """Keep a leg that is connected."""
         self.legs[leg.id] = leg
 
-    def on_leg_gone(self, leg: _Leg) -> None:
+    def on_leg_gone(self, leg: Leg) -> None:
         """Tell that the channel of a leg has ended."""
         del self.legs[leg.id]
         self._raise(f"Event: Hangup\r\n{_snapshot(leg.name, leg.id)}\r\nCause: 16")
@@ -296,7 +308,7 @@ def _parse(block: bytes) -> Action:
     return {name.lower(): value for name, _, value in lines}
 
 
-class _Leg(asyncio.Protocol):
+class Leg(asyncio.Protocol):
     """A leg's channel, and its connection to a relay host.
 
     Attributes:
@@ -323,6 +335,10 @@ class _Leg(asyncio.Protocol):
     def data_received(self, chunk: bytes) -> None:
         if chunk == HANGUP_MESSAGE:
             self._transport.close()
+
+    def send(self, message: bytes) -> None:
+        """Send a message of AudioSocket."""
+        self._transport.write(message)
 
     def drop(self) -> None:
         """End it."""

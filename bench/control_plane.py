@@ -1,13 +1,16 @@
 """Measures what the control plane costs: `make bench-control`.
 
     python -m bench.control_plane [--forks N] [--rate N] [--starts-for S] [--windows N]
-        [--seconds S] [--workers N] [--json]
+        [--seconds S] [--workers N] [--real] [--json]
 
-A private Asterisk, the daemon as users run it (journal, history, HTTP interface), and the sink of
-the benchmark. Its relay has processes of its own, so that what the other one uses is the control
-plane's. A call is a Local channel whose dialplan asks for a fork: its party is heard for a second,
-then it is silent, so that next to no audio disturbs what is measured. (The shipped subroutine,
-which looks for the answer 50 times a second, would cost Asterisk half as much again.)
+The daemon as users run it (journal, history, HTTP interface), and the sink of the benchmark. Its
+relay has processes of its own, so that what the other one uses is the control plane's. Each call
+brings little audio and is silent then, so that next to none disturbs what is measured.
+
+Two cores have no room for a real Asterisk with 1,000 legs beside 50 starts a second: a silent leg
+takes 0.1 % of a core there. So what answers AMI and connects legs is that of `bench.cluster`, where
+each leg brings a frame. With --real it is a private Asterisk with Local channels whose party is
+heard for a second; take 200 forks.
 
 First at rest: without forks, with all of them, then while metrics are read each second, and while a
 page is open. Then calls begin at a steady rate, each with a fork, and for each the oldest one is
@@ -20,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import json
 import re
 import secrets
@@ -29,10 +31,12 @@ import tempfile
 import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from bench import build, measure
 from bench.beside_asterisk import Server, now, telling
+from bench.control_plane_calls import Calls, real_calls, stand_in
 from bench.control_plane_table import (
     Rest,
     Starts,
@@ -43,9 +47,8 @@ from bench.control_plane_table import (
     starts_table,
 )
 from bench.program import Program, ProgramFailed
-from testbed.ami import AmiClient
-from testbed.asterisk import Asterisk, AsteriskFailed, AsteriskUnavailable
-from testbed.daemon import Daemon, manager_conf
+from testbed.asterisk import AsteriskFailed, AsteriskUnavailable
+from testbed.daemon import Daemon
 
 FORKS, RATE, FOR_S = 1000, 50.0, 60.0
 WINDOWS, SECONDS = 5, 3.0
@@ -54,22 +57,6 @@ WORKERS = 2
 SETTLE_S = 3.0
 LOOKS = 6  # at the memory, while forks start
 SCRAPE_S = 1.0
-DIALPLAN = """
-[bench]
-exten => call,1,Answer()
- same => n,UserEvent(AudioFork,Command: StartAudioFork,WsServer: {url},Options: D(in))
- same => n,Wait(3600)
-
-exten => party,1,Answer()
- same => n,PlayTones(!440/1000)
- same => n,Wait(3600)
-"""
-# Asterisk is to leave others room: with the testbed's usual timer it takes a third more, and
-# its log has each step of the dialplan.
-ASTERISK = {
-    "modules.conf": "noload = res_timing_pthread.so\nload = res_timing_timerfd.so\n",
-    "asterisk.conf": "verbose = 0\n",
-}
 
 
 class Door:
@@ -132,30 +119,12 @@ class Stage:
         calls: The uniqueids of those that go on, oldest first.
     """
 
-    def __init__(self, asterisk: Asterisk, daemon: Daemon, ami: AmiClient, server: Server) -> None:
-        self._asterisk = asterisk
+    def __init__(self, calls: Calls, daemon: Daemon, server: Server) -> None:
+        self._source = calls
         self._daemon = daemon
-        self._ami = ami
         self._server = server
-        self._numbers = itertools.count()
         self._journal_thread = 0
         self.calls: deque[str] = deque()
-
-    def _call(self) -> str:
-        # Asterisk refuses an id that another one begins with.
-        uniqueid = f"call-{next(self._numbers):06}"
-        self._ami.send(
-            "Originate",
-            Channel="Local/call@bench/n",
-            Context="bench",
-            Exten="party",
-            Priority="1",
-            Async="true",
-            ChannelId=f"party-{uniqueid}",
-            OtherChannelId=uniqueid,
-        )
-        self.calls.append(uniqueid)
-        return uniqueid
 
     async def begin_calls(self, count: int, rate: float, most: int) -> list[str]:
         """Let so many calls begin at a steady rate; return their uniqueids.
@@ -169,9 +138,11 @@ class Stage:
         new: list[str] = []
         for number in range(count):
             await asyncio.sleep(max(0.0, began + number / rate - now()))
-            new.append(self._call())
+            new.append(self._source.begin_call())
+            self.calls.append(new[-1])
             if len(self.calls) > most:
-                self._ami.send("Hangup", Channel=self.calls.popleft())
+                self._source.end(self.calls.popleft())
+        await asyncio.sleep(max(0.0, began + count / rate - now()))
         return new
 
     async def fill(self, count: int, rate: float) -> None:
@@ -183,8 +154,9 @@ class Stage:
         before = self._written()
         await self.begin_calls(count - len(self.calls), rate, count)
         await self._settle()
-        if not self._server.count()["open"] == count:
-            raise ProgramFailed(f"forks did not start: {self._daemon.log()[-1000:]}")
+        if (there := self._server.count()["open"]) != count:
+            log = self._daemon.log()[-1000:]
+            raise ProgramFailed(f"{there} of {count} forks have started: {log}")
         # The history writes what has ended: until now nothing.
         after = self._written()
         self._journal_thread = max(after, key=lambda thread: after[thread] - before.get(thread, 0))
@@ -210,7 +182,7 @@ class Stage:
             loop_s=loop.cpu_s,
             journal_s=journal.cpu_s,
             relay_s=sum(measure.own_cpu_s(child) for child in measure.tree(pid)[1:]),
-            asterisk_s=measure.own_cpu_s(self._asterisk.pid),
+            asterisk_s=self._source.cpu_s(),
             journal_bytes=journal.written_bytes,
             history_bytes=sum(one.written_bytes for one in threads.values()),
         )
@@ -227,7 +199,7 @@ class Stage:
 
     async def starts(self, rate: float, seconds: float, rest: Rest) -> Starts:
         """Measure while calls begin and end."""
-        told, count, kib = len(self._ami.events), len(self.calls), [self._daemon.memory_kib()]
+        count, kib = len(self.calls), [self._daemon.memory_kib()]
         began: list[str] = []
         before = self.used()
         for _ in range(LOOKS):
@@ -237,36 +209,41 @@ class Stage:
         await self._settle()
         used = self.used() - before
         kib.append(self._daemon.memory_kib())
-        return starts_of(began, self._ami.events[told:], meanwhile, used, rest, kib)
+        return starts_of(began, self._source.told, meanwhile, used, rest, kib)
 
 
 @contextlib.asynccontextmanager
-async def staged(forks: int, workers: int) -> AsyncIterator[tuple[Stage, Door]]:
-    """Set everything up: Asterisk, the daemon, the sink."""
+async def staged(options: argparse.Namespace) -> AsyncIterator[tuple[Stage, Door]]:
+    """Set everything up: Asterisk, or what stands in for it, the daemon, the sink."""
     tools = build.tools()
-    with contextlib.ExitStack() as stack:
+    forks = options.forks
+    async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiofork-bench-"))
         server = Server(stack.enter_context(Program([tools.sink, "--counted"])))
-        config = {"manager.conf": manager_conf(), **ASTERISK}
-        text = DIALPLAN.format(url=server.url("/${UNIQUEID}"))
-        asterisk = stack.enter_context(Asterisk(dialplan=text, config=config))
+        most = forks + round(options.rate * options.starts_for)
+        source: AbstractAsyncContextManager[Calls] = (
+            real_calls(server.url("/")) if options.real else stand_in(most, server.url("/"))
+        )
+        calls = await stack.enter_async_context(source)
         door = Door(Path(folder))
         settings = {
+            "asterisk": calls.settings,
             "http": door.settings,
-            "relay": f"workers = {workers}\n",
+            "relay": f"workers = {options.workers}\n",
             "security": f"max_forks = {2 * forks}\n",  # one begins before another has ended
         }
-        daemon = stack.enter_context(Daemon(asterisk, settings))
+        # It waits for its Asterisk, which may be in this process.
+        daemon = Daemon(calls.asterisk, settings)
+        await asyncio.to_thread(daemon.__enter__)
+        stack.push_async_callback(asyncio.to_thread, daemon.__exit__, None, None, None)
         door.find(daemon.log())
-        async with AmiClient(asterisk) as ami:
-            await ami.action("Events", EventMask="user")
-            yield Stage(asterisk, daemon, ami, server), door
+        yield Stage(calls, daemon, server), door
 
 
 async def measured(options: argparse.Namespace) -> tuple[list[Rest], Starts]:
     """Measure all."""
     windows = options.windows, options.seconds
-    async with staged(options.forks, options.workers) as (stage, door):
+    async with staged(options) as (stage, door):
         with telling("at rest without forks"):
             rests = [await stage.rest("no fork", *windows)]
         with telling(f"starting {options.forks} forks"):
@@ -308,6 +285,7 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, choices=range(2, 17), default=WORKERS, help="relay processes"
     )
+    parser.add_argument("--real", action="store_true", help="beside a real Asterisk")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     try:
         sys.exit(run(parser.parse_args()))

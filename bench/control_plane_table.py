@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from bench.control_plane_calls import Told
+
 # The shipped dialplan waits no longer for a fork.
 LATE_S = 1.0
 
@@ -118,7 +120,7 @@ def rest_of(what: str, forks: int, windows: Sequence[Used], control_kib: int) ->
 
 def starts_of(
     began: Iterable[str],
-    events: Iterable[tuple[float, dict[str, str]]],
+    told: Told,
     meanwhile: Used,
     used: Used,
     rest: Rest,
@@ -128,26 +130,18 @@ def starts_of(
 
     Args:
         began: The uniqueids of the calls.
-        events: What Asterisk has told since, each with its time in seconds.
+        told: What was told of their forks.
         meanwhile: What was used while calls began.
         used: Likewise, until all of them had their forks.
         rest: What is used all the same.
         control_kib: See `Starts`.
     """
-    calls = set(began)
-    asked: dict[str, float] = {}
-    took_ms: list[float] = []
-    refused = 0
-    for at, headers in events:
-        uniqueid, name = headers.get("Uniqueid", ""), headers.get("UserEvent", "")
-        if uniqueid not in calls:
-            continue
-        if name == "AudioFork":
-            asked[uniqueid] = at
-        elif name == "AudioForkStarted" and uniqueid in asked:
-            took_ms.append(1000 * (at - asked[uniqueid]))
-        elif name == "AudioForkFailed":
-            refused += 1
+    calls = list(began)
+    took_ms = [
+        1000 * (told.started[one] - told.asked[one])
+        for one in calls
+        if one in told.asked and one in told.started
+    ]
     took_ms.sort()
 
     def cpu_ms(used_s: float, rest_percent: float) -> float:
@@ -156,9 +150,9 @@ def starts_of(
     return Starts(
         seconds=meanwhile.s,
         began=len(calls),
-        asked=len(asked),
+        asked=sum(one in told.asked for one in calls),
         started=len(took_ms),
-        refused=refused,
+        refused=sum(one in told.failed for one in calls),
         late=sum(one > 1000 * LATE_S for one in took_ms),
         median_ms=statistics.median(took_ms) if took_ms else 0.0,
         p99_ms=took_ms[int(0.99 * (len(took_ms) - 1))] if took_ms else 0.0,

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from audiofork.asterisk.versions import Version
 from audiofork.commands.setup.asterisk_files import manager_user
@@ -36,7 +36,14 @@ def manager_conf(version: str = "") -> str:
     return manager_user(shipped, Version.parse(version or find_installation().version))
 
 
-def asterisk_settings(asterisk: Asterisk) -> str:
+class HasAmi(Protocol):
+    """An Asterisk, or what passes for one, by the port of its AMI."""
+
+    @property
+    def ami_port(self) -> int: ...
+
+
+def asterisk_settings(asterisk: HasAmi) -> str:
     """Return the lines of [asterisk] that every daemon needs beside this Asterisk."""
     return f"port = {asterisk.ami_port}\nsecret = {SECRET}\n"
 
@@ -71,7 +78,7 @@ class Daemon:
 
     def __init__(
         self,
-        asterisk: Asterisk,
+        asterisk: HasAmi,
         settings: dict[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable, "-m", "audiofork", "run"),
         waits_for: str = "connected to Asterisk",

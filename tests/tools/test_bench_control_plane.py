@@ -12,10 +12,12 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import measure
+from bench.control_plane_calls import Told, told_by
 from bench.control_plane_table import Rest, Used, rest_of, rest_table, starts_of, starts_table
 
 ROOT = Path(__file__).parents[2]
@@ -26,19 +28,20 @@ MEANWHILE = Used(2.0, 0.05, 0.04, 0.005, 0.02, 0.1, 600, 1000)
 LONGER = Used(4.0, 0.06, 0.05, 0.005, 0.02, 0.1, 800, 1000)
 
 
-def told(at: float, event: str, uniqueid: str) -> tuple[float, dict[str, str]]:
-    """Return an event of a call as the AMI client keeps it."""
-    return at, {"Event": "UserEvent", "UserEvent": event, "Uniqueid": uniqueid}
-
-
-@pytest.mark.asterisk
-@pytest.mark.timeout(110)
-def test_forks_beside_an_asterisk_start_and_what_they_cost_is_told() -> None:
+def bench(*arguments: str) -> dict[str, Any]:
+    """Return what the benchmark of a few forks tells."""
     small = ["--forks", "4", "--rate", "4", "--starts-for", "3", "--windows", "2"]
     command = [sys.executable, "-m", "bench.control_plane", *small, "--seconds", "0.3", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def check(result: dict[str, Any]) -> None:
+    """Check that every fork started, and that what it cost is told."""
     assert [one["forks"] for one in result["rests"]] == [0, 4, 4, 4]
     starts = result["starts"]
     assert starts["began"] == starts["asked"] == starts["started"] == 12
@@ -46,6 +49,17 @@ def test_forks_beside_an_asterisk_start_and_what_they_cost_is_told() -> None:
     for name in ("control_ms", "loop_ms", "journal_ms", "journal_bytes", "history_bytes"):
         assert starts[name] > 0, name
     assert starts["control_ms"] > starts["loop_ms"] + starts["journal_ms"]
+
+
+@pytest.mark.timeout(110)
+def test_forks_beside_what_stands_in_for_an_asterisk_start_and_their_cost_is_told() -> None:
+    check(bench())
+
+
+@pytest.mark.asterisk
+@pytest.mark.timeout(110)
+def test_forks_beside_an_asterisk_start_and_their_cost_is_told() -> None:
+    check(bench("--real"))
 
 
 def test_rest_is_the_median_of_its_windows() -> None:
@@ -59,9 +73,8 @@ def test_rest_is_the_median_of_its_windows() -> None:
 
 
 def test_starts_cost_what_is_used_beyond_the_rest() -> None:
-    events = [told(1.0, "AudioFork", "a"), told(2.0, "AudioFork", "b")]
-    events += [told(1.1, "AudioForkStarted", "a"), told(3.5, "AudioForkStarted", "b")]
-    starts = starts_of(["a", "b"], events, MEANWHILE, LONGER, IDLE, [50_000, 50_100])
+    told = Told({"a": 1.0, "b": 2.0}, {"a": 1.1, "b": 3.5})
+    starts = starts_of(["a", "b"], told, MEANWHILE, LONGER, IDLE, [50_000, 50_100])
     assert (starts.began, starts.asked, starts.started, starts.late) == (2, 2, 2, 1)
     assert starts.is_fine
     assert starts.max_ms == pytest.approx(1500)
@@ -73,18 +86,31 @@ def test_starts_cost_what_is_used_beyond_the_rest() -> None:
 
 
 def test_refused_and_missing_starts_are_no_success_and_other_calls_do_not_count() -> None:
-    events = [told(1.0, "AudioFork", "a"), told(1.1, "AudioForkFailed", "a")]
-    events += [told(1.0, "AudioFork", "earlier"), told(1.1, "AudioForkStarted", "earlier")]
-    starts = starts_of(["a", "b"], events, MEANWHILE, LONGER, IDLE, [50_000])
+    told = Told({"a": 1.0, "earlier": 1.0}, {"earlier": 1.1}, {"a"})
+    starts = starts_of(["a", "b"], told, MEANWHILE, LONGER, IDLE, [50_000])
     assert (starts.began, starts.asked, starts.started, starts.refused) == (2, 1, 0, 1)
     assert not starts.is_fine
+
+
+def test_events_of_ami_tell_when_each_fork_was_asked_for_and_what_became_of_it() -> None:
+    of_a, of_b = {"Event": "UserEvent", "Uniqueid": "a"}, {"Event": "UserEvent", "Uniqueid": "b"}
+    told = told_by(
+        [
+            (0.5, {"Event": "FullyBooted"}),
+            (1.0, {**of_a, "UserEvent": "AudioFork"}),
+            (1.1, {**of_a, "UserEvent": "AudioForkStarted"}),
+            (2.0, {**of_b, "UserEvent": "AudioFork"}),
+            (2.1, {**of_b, "UserEvent": "AudioForkFailed"}),
+        ]
+    )
+    assert told == Told({"a": 1.0, "b": 2.0}, {"a": 1.1}, {"b"})
 
 
 def test_tables_tell_each_figure() -> None:
     lines = rest_table([IDLE, replace(IDLE, what="a page is open", forks=10)]).splitlines()
     assert lines[2].split() == "no fork 0 0.50 0.40 0.60 0.00 0.0 1.0 50000".split()
     assert lines[3].split()[:5] == ["a", "page", "is", "open", "10"]
-    starts = starts_of(["a"], [], MEANWHILE, LONGER, IDLE, [50_000, 50_100, 50_200])
+    starts = starts_of(["a"], Told(), MEANWHILE, LONGER, IDLE, [50_000, 50_100, 50_200])
     text = starts_table(starts)
     assert "asked 0, started 0, refused 0, later than 1 s 0" in text
     assert "journal 800, history 1000" in text
