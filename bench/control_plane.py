@@ -202,8 +202,9 @@ class Stage:
         count, kib = len(self.calls), [self._daemon.memory_kib()]
         began: list[str] = []
         before = self.used()
-        for _ in range(LOOKS):
-            began += await self.begin_calls(round(rate * seconds / LOOKS), rate, count)
+        for look in range(1, LOOKS + 1):
+            due = round(rate * seconds) * look // LOOKS
+            began += await self.begin_calls(due - len(began), rate, count)
             kib.append(self._daemon.memory_kib())
         meanwhile = self.used() - before
         await self._settle()
