@@ -8,7 +8,6 @@ epoll, which the event loop watches as a single descriptor.
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 from typing import Any, Final, cast
@@ -22,8 +21,6 @@ _MOST_READY: Final = 1024
 # As constants of this module: compiled, they are read from C's memory.
 _IN: Final = int(select.EPOLLIN)
 _OUT: Final = int(select.EPOLLOUT)
-_read: Final = os.read
-_write: Final = os.write
 
 _pollers: dict[asyncio.AbstractEventLoop, _Poller] = {}
 
@@ -152,7 +149,7 @@ class TcpSocket:
                 self._keep(data)
             return
         try:
-            sent = _write(self._descriptor, data)
+            sent = self._socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as exc:
@@ -179,7 +176,7 @@ class TcpSocket:
         while waiting:
             data = waiting[0]
             try:
-                sent = _write(self._descriptor, data)
+                sent = self._socket.send(data)
             except BlockingIOError:
                 return
             except OSError as exc:
@@ -262,7 +259,7 @@ class TcpSocket:
 
     def _read(self) -> None:
         try:
-            chunk = _read(self._descriptor, self.most_bytes)
+            chunk = self._socket.recv(self.most_bytes)
         except BlockingIOError:
             return
         except OSError as exc:
