@@ -35,7 +35,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from bench import build, measure
-from bench.beside_asterisk import Server, now, telling
+from bench.beside_asterisk import telling
 from bench.control_plane_calls import Calls, real_calls, stand_in
 from bench.control_plane_table import (
     Rest,
@@ -47,6 +47,7 @@ from bench.control_plane_table import (
     starts_table,
 )
 from bench.program import Program, ProgramFailed
+from bench.stage import Server, now
 from testbed.asterisk import AsteriskFailed, AsteriskUnavailable
 from testbed.daemon import Daemon
 
