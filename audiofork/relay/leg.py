@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Asterisk sends the UUID as soon as it is connected. As a server it grants clients 2 s itself.
 UUID_TIMEOUT_S = 2.0
-# How long Asterisk may take to close a leg whose call goes on.
+# How long Asterisk may take to close a leg whose call goes on, or to read what was spoken to it.
 LET_GO_S = 2.0
 # Most that is read at once, in messages: most of the time just one has come.
 MESSAGES_PER_READ: Final = 3
@@ -86,6 +86,9 @@ class Leg(TcpSocket):
         listener: Has accepted it.
         accepted: Its socket, which does not block.
         peer: The address that it comes from.
+
+    Raises:
+        OSError: The kernel watches no more sockets.
     """
 
     __slots__ = (
@@ -107,13 +110,12 @@ class Leg(TcpSocket):
         self._usual_bytes = -1  # as in the decoder while the fast path is used; else no length
         self._usual_header = b""
         self.peer = peer
+        self.resume_reading()  # first: it may fail
         self._deadline = asyncio.get_running_loop().call_later(
             UUID_TIMEOUT_S, self.refuse, f"no UUID within {UUID_TIMEOUT_S:g} s"
         )
         listener.add(self)
-        if listener.allows(peer):
-            self.resume_reading()
-        else:
+        if not listener.allows(peer):
             self.refuse("not allowed ([audiosocket] allow)")
 
     def received(self, chunk: bytes) -> None:
@@ -245,9 +247,9 @@ class Leg(TcpSocket):
         self.write(HANGUP_MESSAGE)
         if call_goes_on:
             self.write_eof()
-            self._deadline = asyncio.get_running_loop().call_later(LET_GO_S, self.abort)
         else:
-            self.close()
+            self.close()  # now, but where Asterisk has not read what was spoken
+        self._deadline = asyncio.get_running_loop().call_later(LET_GO_S, self.abort)
 
     def batch_reads(self, frame_bytes: int, batch_ms: int) -> bool:
         """Read `batch_ms` of audio at once from now on, unless that is too much for the kernel.
@@ -266,9 +268,17 @@ class Leg(TcpSocket):
         return self._batching is not None
 
     def read_rest(self) -> None:
-        """Read at once what waits in the kernel for a full batch, and hand it on."""
-        if self._batching is not None and (chunk := self._batching.read_rest()):
+        """Read at once what waits in the kernel, and hand it on."""
+        if self._owner is None:
+            return
+        try:
+            chunk = self._socket.recv(MOST_READ_BYTES)
+        except OSError:  # nothing is there, or the connection is being closed
+            return
+        if chunk and self._batching is not None:
             self._hand_on(chunk)
+        elif chunk:  # the end is seen at the next read
+            self.received(chunk)
 
     def await_frames(self, count: int) -> None:
         """Read this many frames at once next, if reads are batched; `read_rest` was before."""

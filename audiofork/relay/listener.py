@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from audiofork.log import CounterLine
 from audiofork.relay.leg import LET_GO_S, Leg, LegOwner
 from audiofork.relay.leg_uuids import LegUuids
 from audiofork.relay.read_batching import Patience
+from audiofork.relay.tcp import Watched, poller
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class Listener:
         self._patiences: dict[int, Patience] = {}  # by the milliseconds of a batch
         self._acks_timer: asyncio.TimerHandle | None = None  # while there is a leg
         self._unaccepted = CounterLine(log, "AudioSocket connections have to wait")
-        self._listening: list[socket.socket] = []
+        self._doors: list[_Door] = []
 
     async def start(self, listen: Address) -> Address:
         """Listen; return the address. The kernel chooses the port if that of `listen` is 0.
@@ -67,48 +69,19 @@ class Listener:
         Raises:
             OSError: The address cannot be used.
         """
-        self._listening = await asyncio.to_thread(
-            listen_tcp, listen.host, listen.port, MOST_UNACCEPTED
-        )
-        for one in self._listening:
-            one.setblocking(False)
-            self._accept_from(one)
-        return Address(listen.host, self._listening[0].getsockname()[1])
-
-    def _accept_from(self, one: socket.socket) -> None:
-        if one in self._listening:
-            asyncio.get_running_loop().add_reader(one.fileno(), self._accept, one)
-
-    def _accept(self, listening: socket.socket) -> None:
-        """Accept the connections that wait; a flood of them must not hold up frames."""
-        for _ in range(MOST_ACCEPTED_AT_ONCE):
-            try:
-                accepted, peer = listening.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:  # gone again
-                continue
-            except OSError as exc:  # of descriptors there are too few
-                self._unaccepted.count(str(exc.strerror))
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listening.fileno())
-                loop.call_later(ACCEPT_AGAIN_S, self._accept_from, listening)
-                return
-            accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            Leg(self, accepted, peer[0])
+        sockets = await asyncio.to_thread(listen_tcp, listen.host, listen.port, MOST_UNACCEPTED)
+        self._doors = [_Door(self, one) for one in sockets]
+        return Address(listen.host, sockets[0].getsockname()[1])
 
     @property
     def is_listening(self) -> bool:
         """Whether legs can connect."""
-        return bool(self._listening)
+        return bool(self._doors)
 
     def stop_listening(self) -> None:
         """Accept no more connections; existing ones stay."""
-        while self._listening:
-            one = self._listening.pop()
-            asyncio.get_running_loop().remove_reader(one.fileno())
-            one.close()
+        while self._doors:
+            self._doors.pop().close()
 
     async def close(self) -> None:
         """Stop listening and close every connection."""
@@ -129,6 +102,20 @@ class Listener:
         self._uuids.withdraw(leg_uuid)
 
     # --- For the connections ---
+
+    def admit(self, accepted: socket.socket, peer: str) -> None:
+        """Take a connection that has been accepted."""
+        try:
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            Leg(self, accepted, peer)
+        except OSError as exc:
+            accepted.close()
+            self.refused.count(f"{exc.strerror}, from {peer}")
+
+    def let_wait(self, exc: OSError) -> None:
+        """Count a connection that cannot be accepted yet: of descriptors there are too few."""
+        self._unaccepted.count(str(exc.strerror))
 
     def allows(self, peer: str) -> bool:
         """Return whether connections from an address are allowed."""
@@ -200,6 +187,59 @@ class Listener:
                 self._acks_timer.cancel()
                 self._acks_timer = None
         self._strangers.pop(leg, None)
+
+
+class _Door(Watched):
+    """A listening socket.
+
+    It is watched by the poller of the legs, which is there as long as it is: none need be made
+    when a leg comes, and no descriptor might be left.
+    """
+
+    __slots__ = ("_listener", "_poller", "_socket", "_timer")
+
+    def __init__(self, listener: Listener, listening: socket.socket) -> None:
+        listening.setblocking(False)
+        self._listener = listener
+        self._socket = listening
+        self._timer: asyncio.TimerHandle | None = None
+        self._poller = poller()
+        self._poller.add(listening.fileno(), self, select.EPOLLIN)
+
+    def on_ready(self, events: int) -> None:  # noqa: ARG002 (of the base)
+        """Accept the connections that wait; a flood of them must not hold up frames."""
+        for _ in range(MOST_ACCEPTED_AT_ONCE):
+            try:
+                accepted, peer = self._socket.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # gone again
+                continue
+            except OSError as exc:
+                self._rest(exc)
+                return
+            self._listener.admit(accepted, peer[0])
+
+    def fail(self, exc: Exception) -> None:
+        """Tell of a fault of ours; the door stays open."""
+        context = {"message": "A connection could not be accepted", "exception": exc}
+        asyncio.get_running_loop().call_exception_handler(context)
+
+    def _rest(self, exc: OSError) -> None:
+        """Accept nothing for a moment."""
+        self._listener.let_wait(exc)
+        self._poller.modify(self._socket.fileno(), 0)
+        self._timer = asyncio.get_running_loop().call_later(ACCEPT_AGAIN_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._poller.modify(self._socket.fileno(), select.EPOLLIN)
+
+    def close(self) -> None:
+        """Accept nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._poller.remove(self._socket.fileno())
+        self._socket.close()
 
 
 class _WrongUuids:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections import OrderedDict
 
@@ -75,8 +74,8 @@ class Patience:
 class ReadBatching:
     """Batches the reads of one connection, and lets no frame wait too long.
 
-    Owned by a leg, which calls `on_read` after each read, `read_rest` before it ends the
-    connection, and `stop` when that is closed or each frame counts again.
+    Owned by a leg, which calls `on_read` after each read, and `stop` when that is closed or each
+    frame counts again.
 
     Args:
         connected: The connection.
@@ -122,13 +121,6 @@ class ReadBatching:
         if wanted_bytes != self._wanted_bytes:
             self._wake_at(wanted_bytes)
         self._patience.wait(self)
-
-    def read_rest(self) -> bytes:
-        """Return the bytes that the event loop has not read yet."""
-        try:
-            return os.read(self._socket.fileno(), MOST_READ_BYTES)
-        except OSError:  # nothing is there, or the connection is being closed
-            return b""
 
     def stop(self) -> None:
         """Let the process be woken by each frame again."""

@@ -22,49 +22,78 @@ _MOST_READY: Final = 1024
 _IN: Final = int(select.EPOLLIN)
 _OUT: Final = int(select.EPOLLOUT)
 
-_pollers: dict[asyncio.AbstractEventLoop, _Poller] = {}
+_pollers: dict[asyncio.AbstractEventLoop, Poller] = {}
 
 
-def _poller() -> _Poller:
-    """Return the poller of the running event loop; it is there while it watches a socket."""
+def poller() -> Poller:
+    """Return the poller of the running event loop; it is there while it watches something.
+
+    Raises:
+        OSError: There is none, and no descriptor is left for it.
+    """
     loop = asyncio.get_running_loop()
     if loop not in _pollers:
         for closed in [one for one in _pollers if one.is_closed()]:
             del _pollers[closed]
-        _pollers[loop] = _Poller(loop)
+        _pollers[loop] = Poller(loop)
     return _pollers[loop]
 
 
-class _Poller:
-    """Tells the sockets of an event loop when they are ready, as long as it watches one."""
+class Watched:
+    """What a poller watches: it has a descriptor."""
 
-    __slots__ = ("_count", "_epoll", "_loop", "_poll", "_sockets")
+    __slots__ = ()
+
+    def on_ready(self, events: int) -> None:
+        """Do what can be done now; the bits are those of epoll."""
+        raise NotImplementedError
+
+    def fail(self, exc: Exception) -> None:
+        """Learn that `on_ready` has raised an exception."""
+        raise NotImplementedError
+
+
+class Poller:
+    """Tells what an event loop watches when it is ready, as long as there is something."""
+
+    __slots__ = ("_count", "_epoll", "_loop", "_poll", "_watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
-        self._sockets: list[TcpSocket | None] = []  # by descriptor
+        self._watched: list[Watched | None] = []  # by descriptor
         self._count = 0
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
-    def add(self, descriptor: int, one: TcpSocket, events: int) -> None:
-        """Watch a socket for events."""
-        while len(self._sockets) <= descriptor:
-            self._sockets.append(None)
-        self._epoll.register(descriptor, events)
-        self._sockets[descriptor] = one
+    def add(self, descriptor: int, one: Watched, events: int) -> None:
+        """Watch a descriptor for events.
+
+        Raises:
+            OSError: The kernel watches no more.
+        """
+        while len(self._watched) <= descriptor:
+            self._watched.append(None)
+        try:
+            self._epoll.register(descriptor, events)
+        except OSError:
+            self._end_if_empty()
+            raise
+        self._watched[descriptor] = one
         self._count += 1
 
     def modify(self, descriptor: int, events: int) -> None:
-        """Watch a socket for other events."""
+        """Watch a descriptor for other events."""
         self._epoll.modify(descriptor, events)
 
     def remove(self, descriptor: int) -> None:
-        """Watch a socket no more; after the last one this is closed."""
-        self._sockets[descriptor] = None
+        """Watch a descriptor no more; after the last one this is closed."""
+        self._watched[descriptor] = None
         self._epoll.unregister(descriptor)
         self._count -= 1
+        self._end_if_empty()
+
+    def _end_if_empty(self) -> None:
         if not self._count:
             # In this order: uvloop aborts the process if it still watches a closed descriptor.
             self._loop.remove_reader(self._epoll.fileno())
@@ -72,10 +101,10 @@ class _Poller:
             del _pollers[self._loop]
 
     def _on_ready(self) -> None:
-        sockets = self._sockets
+        watched = self._watched
         ready: list[tuple[int, int]] = self._poll(0, _MOST_READY)
         for descriptor, events in ready:
-            one = sockets[descriptor]
+            one = watched[descriptor]
             if one is None:  # one before it has closed it
                 continue
             try:
@@ -84,7 +113,7 @@ class _Poller:
                 one.fail(exc)
 
 
-class TcpSocket:
+class TcpSocket(Watched):
     """A connected socket.
 
     A write is sent at once; bytes that the kernel does not take wait here. When the peer ends its
@@ -106,7 +135,7 @@ class TcpSocket:
         self._socket = connected
         self._descriptor = connected.fileno()
         self._events = 0  # those that it is watched for
-        self._poller: _Poller | None = None  # while it is watched
+        self._poller: Poller | None = None  # while it is watched
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._takes = True  # whether a write may go to the kernel: none waits, and not closing
@@ -230,7 +259,11 @@ class TcpSocket:
             self._watch()
 
     def resume_reading(self) -> None:
-        """Read again, or begin to."""
+        """Read again, or begin to.
+
+        Raises:
+            OSError: The kernel watches no more sockets.
+        """
         if not self._reading and not self._closing:
             self._reading = True
             self._watch()
@@ -241,8 +274,9 @@ class TcpSocket:
         if events == self._events:
             return
         if self._poller is None:
-            self._poller = _poller()
-            self._poller.add(self._descriptor, self, events)
+            its_poller = poller()
+            its_poller.add(self._descriptor, self, events)
+            self._poller = its_poller
         elif events:
             self._poller.modify(self._descriptor, events)
         else:  # else the kernel would report an error again and again that nobody is to read
@@ -339,13 +373,17 @@ class TcpTransport(TcpSocket):
         self._protocol: asyncio.BaseProtocol = protocol
 
     def begin(self) -> None:
-        """Give it to the protocol, and begin to read."""
+        """Give it to the protocol, and begin to read.
+
+        Raises:
+            OSError: The kernel watches no more sockets.
+        """
         try:
             self._protocol.connection_made(cast(asyncio.Transport, self))
+            self.resume_reading()
         except BaseException:
             self.abort()
             raise
-        self.resume_reading()
 
     def received(self, chunk: bytes) -> None:
         """See `TcpSocket.received`."""

@@ -552,3 +552,38 @@ async def test_legs_are_seen_to_now_and_then_as_long_as_there_are_any(
         await leg.close()
         await quick.other.close()
         await until(lambda: quick.listener._acks_timer is None)
+
+
+# --- The rest, and the end -----------------------------------------------------------------------
+
+
+async def test_rest_of_a_leg_is_what_the_kernel_has_and_comes_in_order(
+    stage: ListenerStage,
+) -> None:
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(1))
+    await owner.wait_frames(1)
+    leg.send(b"".join(audio(0x10, frame) for frame in numbered(20, 1)))  # there when it returns
+    assert owner.leg is not None
+    owner.leg.read_rest()
+    assert owner.frames == numbered(21)
+    owner.leg.read_rest()
+    leg.send_audio(*numbered(1, 21))
+    await owner.wait_frames(22)
+    assert owner.frames == numbered(22)
+
+
+async def test_leg_that_does_not_read_is_closed_soon_after_its_end(
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.leg.LET_GO_S", 0.02)
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(1))
+    await owner.wait_frames(1)
+    assert owner.leg is not None
+    socket_of(owner).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    while owner.leg.speak(bytes(320)):
+        pass
+    descriptor = socket_of(owner)
+    owner.leg.hang_up()
+    await until(lambda: descriptor.fileno() == -1)

@@ -17,6 +17,7 @@ import pytest
 
 from audiofork.link.messages import StrangersRefused
 from audiofork.relay.listener import ACCEPT_AGAIN_S, Listener
+from audiofork.relay.tcp import Poller, Watched
 from tests.relay.listener_stage import ListenerStage, Owner, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
@@ -460,3 +461,19 @@ async def test_nothing_is_accepted_any_more_when_listening_has_stopped_meanwhile
     await asyncio.sleep(3 * SHORT_S)
     assert stage.listener._unaccepted.total == said
     assert not stage.listener.is_listening
+
+
+async def test_leg_that_cannot_be_watched_is_closed_at_once_and_counted(
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(its_poller: Poller, descriptor: int, one: Watched, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Poller, "add", fail)
+        leg = await stage.connect()
+        assert await leg.read_to_end() == b""
+    assert (
+        "connections closed: 1 more, last: No space left on device, from 127.0.0.1" in caplog.text
+    )
+    await stage.check_other()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import select
 import socket
 import time
@@ -263,4 +265,41 @@ async def test_protocol_that_refuses_the_connection_leaves_nothing_open() -> Non
         TcpTransport(near, protocol).begin()
     await until(lambda: protocol.lost)
     assert near.fileno() == -1
+    far.close()
+
+
+# --- What cannot be watched ----------------------------------------------------------------------
+
+
+class FullEpoll:
+    """An epoll that takes no more descriptors."""
+
+    def __init__(self) -> None:
+        self._epoll = real_epoll()
+        self.poll, self.fileno, self.close = self._epoll.poll, self._epoll.fileno, self._epoll.close
+
+    def register(self, descriptor: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_epoll() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+real_epoll = select.epoll
+
+
+@pytest.mark.parametrize("epoll", [FullEpoll, no_epoll])
+async def test_connection_that_cannot_be_watched_is_closed_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, epoll: Callable[[], object]
+) -> None:
+    near, far = connected_pair()
+    protocol = Protocol()
+    monkeypatch.setattr(select, "epoll", epoll)
+    transport = TcpTransport(near, protocol)
+    with pytest.raises(OSError, match=r"No space left|Too many open files"):
+        transport.begin()
+    await until(lambda: protocol.lost)
+    assert near.fileno() == -1
+    assert asyncio.get_running_loop() not in tcp._pollers
     far.close()
