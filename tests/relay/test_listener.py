@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import select
 import socket
 import uuid
 import weakref
@@ -16,8 +17,8 @@ from typing import Any
 import pytest
 
 from audiofork.link.messages import StrangersRefused
+from audiofork.relay import tcp
 from audiofork.relay.listener import ACCEPT_AGAIN_S, Listener
-from audiofork.relay.tcp import Poller, Watched
 from tests.relay.listener_stage import ListenerStage, Owner, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
@@ -463,17 +464,26 @@ async def test_nothing_is_accepted_any_more_when_listening_has_stopped_meanwhile
     assert not stage.listener.is_listening
 
 
+class FullEpoll:
+    """An epoll that takes no more descriptors."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, descriptor: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 async def test_leg_that_cannot_be_watched_is_closed_at_once_and_counted(
     stage: ListenerStage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(its_poller: Poller, descriptor: int, one: Watched, events: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    poller = tcp._pollers[asyncio.get_running_loop()]
     with monkeypatch.context() as patch:
-        patch.setattr(Poller, "add", fail)
+        patch.setattr(poller, "_epoll", FullEpoll(poller._epoll))
         leg = await stage.connect()
         assert await leg.read_to_end() == b""
-    assert (
-        "connections closed: 1 more, last: No space left on device, from 127.0.0.1" in caplog.text
-    )
+    assert "closed: 1 more, last: No space left on device, from 127.0.0.1" in caplog.text
     await stage.check_other()
