@@ -23,12 +23,7 @@ from audiofork.audiosocket import (
 )
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.relay.pipeline import LegHandle
-from audiofork.relay.read_batching import (
-    MOST_BATCHED_BYTES,
-    MOST_READ_BYTES,
-    ReadBatching,
-    wire_bytes,
-)
+from audiofork.relay.read_batching import MOST_BATCHED_BYTES, ReadBatching, wire_bytes
 from audiofork.relay.tcp import TcpSocket
 
 if TYPE_CHECKING:
@@ -40,6 +35,8 @@ UUID_TIMEOUT_S = 2.0
 LET_GO_S = 2.0
 # Most that is read at once, in messages: most of the time just one has come.
 MESSAGES_PER_READ: Final = 3
+# The same where reads are batched, and of all that waits.
+MOST_READ_BYTES: Final = 65_536
 # How often in a row acknowledgements are delayed again, where the kernel has ceased to.
 _MOST_TRIES: Final = 3
 
@@ -93,7 +90,7 @@ class Leg(TcpSocket):
 
     __slots__ = (
         *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner"),
-        *("_is_full", "_tries", "_usual_bytes", "_usual_header", "on_batch", "on_usual", "peer"),
+        *("_tries", "_usual_bytes", "_usual_header", "on_batch", "on_usual", "peer"),
     )
     on_usual: Callable[[bytes], None]  # set by the owner's pipeline, as is `on_batch`
 
@@ -104,7 +101,6 @@ class Leg(TcpSocket):
         self._batching: ReadBatching | None = None
         self._owner: LegOwner | None = None
         self._hung_up = False
-        self._is_full = False
         self._tries = 0  # to delay acknowledgements, since it was seen to work
         self.on_batch: Callable[[list[bytes]], None] | None = None
         self._usual_bytes = -1  # as in the decoder while the fast path is used; else no length
@@ -316,7 +312,8 @@ class Leg(TcpSocket):
         """Play a frame, at `spoken_rate`, to the target's party; return whether it was written.
 
         Each frame is one write: Asterisk treats half a message as a failure. It accepts no other
-        kind than that of the leg's own audio; before that has come, the frame's size decides.
+        kind than that of the leg's own audio; before that has come, the frame's size decides. None
+        is written while 64 KiB wait that Asterisk has not read.
         """
         if self._hung_up or self._is_full:
             return False
@@ -327,14 +324,6 @@ class Leg(TcpSocket):
         kind = header[0] if header else _KINDS.get(len(frame), Kind.SLIN)
         self.write(_spoken_header(kind, len(frame)) + frame)
         return True
-
-    def on_full(self) -> None:
-        """Speak no more for now: Asterisk does not read, and 64 KiB wait."""
-        self._is_full = True
-
-    def on_room(self) -> None:
-        """Speak again."""
-        self._is_full = False
 
     def on_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (of the base)
         """Learn that the connection is over; see `TcpSocket.on_lost`."""

@@ -18,8 +18,6 @@ from audiofork.audiosocket import HEADER_BYTES, PTIME_MS, PTIME_S
 # Far less than the kernel's receive buffer: if that were full, the sender would have to wait, and
 # Asterisk would treat that as a failure and drop the leg.
 MOST_BATCHED_BYTES = 32_768
-# Most that is read at once.
-MOST_READ_BYTES = 65_536
 
 
 def wire_bytes(frame_bytes: int, batch_ms: int) -> int:

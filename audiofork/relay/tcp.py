@@ -127,7 +127,7 @@ class TcpSocket(Watched):
     """
 
     __slots__ = (
-        *("_closing", "_descriptor", "_events", "_limits", "_lost", "_paused", "_poller"),
+        *("_closing", "_descriptor", "_events", "_is_full", "_limits", "_lost", "_poller"),
         *("_reading", "_shuts", "_socket", "_takes", "_waiting", "_waiting_bytes", "most_bytes"),
     )
 
@@ -143,7 +143,7 @@ class TcpSocket(Watched):
         self._reading = False
         self._closing = False
         self._lost = False
-        self._paused = False  # whether `on_full` was called
+        self._is_full = False  # between `on_full` and `on_room`
         self._limits = (_DEFAULT_LIMIT_BYTES // 4, _DEFAULT_LIMIT_BYTES)
         self.most_bytes = READ_BYTES
 
@@ -195,8 +195,8 @@ class TcpSocket(Watched):
         if self._takes:
             self._takes = False
             self._watch()
-        if self._waiting_bytes > self._limits[1] and not self._paused:
-            self._paused = True
+        if self._waiting_bytes > self._limits[1] and not self._is_full:
+            self._is_full = True
             self.on_full()
 
     def _flush(self) -> None:
@@ -216,8 +216,8 @@ class TcpSocket(Watched):
                 del waiting[0]
             else:
                 waiting[0] = data[sent:]
-            if self._paused and self._waiting_bytes <= self._limits[0]:
-                self._paused = False
+            if self._is_full and self._waiting_bytes <= self._limits[0]:
+                self._is_full = False
                 self.on_room()
         self._on_flushed()
 
