@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gc
 import os
-import select
 import socket
 import uuid
 import weakref
@@ -21,6 +20,7 @@ from audiofork.relay import tcp
 from audiofork.relay.listener import ACCEPT_AGAIN_S, Listener
 from tests.relay.listener_stage import ListenerStage, Owner, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
+from tests.relay.transports import FullEpoll
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -462,19 +462,6 @@ async def test_nothing_is_accepted_any_more_when_listening_has_stopped_meanwhile
     await asyncio.sleep(3 * SHORT_S)
     assert stage.listener._unaccepted.total == said
     assert not stage.listener.is_listening
-
-
-class FullEpoll:
-    """An epoll that takes no more descriptors."""
-
-    def __init__(self, epoll: select.epoll) -> None:
-        self._epoll = epoll
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._epoll, name)
-
-    def register(self, descriptor: int, events: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def test_leg_that_cannot_be_watched_is_closed_at_once_and_counted(

@@ -16,7 +16,7 @@ import pytest
 from audiofork.relay import tcp
 from audiofork.relay.tcp import READ_BYTES, TcpTransport
 from tests.relay.peers import until
-from tests.relay.transports import MUCH, RESET, Protocol, connected_pair
+from tests.relay.transports import MUCH, FullEpoll, Protocol, connected_pair, read, reset
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -33,17 +33,7 @@ class Stage:
 
     async def read(self, count: int) -> bytes:
         """Return so many bytes that the peer gets; fewer if the stream ends."""
-        return await asyncio.to_thread(self._read, count)
-
-    def _read(self, count: int) -> bytes:
-        got = bytearray()
-        while len(got) < count and (chunk := self.far.recv(65_536)):
-            got += chunk
-        return bytes(got)
-
-    def reset(self) -> None:
-        self.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self.far.close()
+        return await asyncio.to_thread(read, self.far, count)
 
     async def lost(self) -> Exception | None:
         await until(lambda: self.protocol.lost)
@@ -111,7 +101,7 @@ async def test_reset_while_paused_spins_nothing_and_shows_when_it_is_read_again(
     stage: Stage,
 ) -> None:
     stage.transport.pause_reading()
-    stage.reset()
+    reset(stage.far)
     began_s = time.thread_time()
     await asyncio.sleep(0.2)
     assert time.thread_time() - began_s < 0.1
@@ -197,7 +187,7 @@ async def test_what_waits_goes_while_reading_is_paused(stage: Stage) -> None:
 
 async def test_write_to_a_peer_that_has_reset_loses_the_connection(stage: Stage) -> None:
     stage.transport.pause_reading()
-    stage.reset()
+    reset(stage.far)
     await asyncio.sleep(0.01)
     stage.transport.write(b"x")
     assert isinstance(await stage.lost(), OSError)
@@ -271,25 +261,18 @@ async def test_protocol_that_refuses_the_connection_leaves_nothing_open() -> Non
 # --- What cannot be watched ----------------------------------------------------------------------
 
 
-class FullEpoll:
-    """An epoll that takes no more descriptors."""
+real_epoll = select.epoll
 
-    def __init__(self) -> None:
-        self._epoll = real_epoll()
-        self.poll, self.fileno, self.close = self._epoll.poll, self._epoll.fileno, self._epoll.close
 
-    def register(self, descriptor: int, events: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full_epoll() -> FullEpoll:
+    return FullEpoll(real_epoll())
 
 
 def no_epoll() -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-real_epoll = select.epoll
-
-
-@pytest.mark.parametrize("epoll", [FullEpoll, no_epoll])
+@pytest.mark.parametrize("epoll", [full_epoll, no_epoll])
 async def test_connection_that_cannot_be_watched_is_closed_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, epoll: Callable[[], object]
 ) -> None:

@@ -27,7 +27,7 @@ from audiofork.relay.unacked import Unacked
 from audiofork.tls_contexts import client_context
 from testbed.openssl import ask_for_another_handshake, ask_for_another_key
 from tests.relay.peers import until
-from tests.relay.transports import MUCH, RESET, Protocol, connected_pair
+from tests.relay.transports import MUCH, Protocol, connected_pair, read, reset
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -43,13 +43,7 @@ class Peer:
         self.tls = tls
 
     async def read(self, count: int) -> bytes:
-        return await asyncio.to_thread(self._read, count)
-
-    def _read(self, count: int) -> bytes:
-        got = bytearray()
-        while len(got) < count and (chunk := self.tls.recv(65536)):
-            got += chunk
-        return bytes(got)
+        return await asyncio.to_thread(read, self.tls, count)
 
     async def send(self, data: bytes) -> None:
         await asyncio.to_thread(self.tls.sendall, data)
@@ -63,8 +57,7 @@ class Peer:
         self.tls.close()
 
     def reset(self) -> None:
-        self.tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self.tls.close()
+        reset(self.tls)
 
     def send_plain(self, data: bytes) -> None:
         """Send past TLS."""

@@ -1,11 +1,15 @@
-"""What the tests of transports share: the protocol above, and the connection below."""
+"""What the tests of transports share: the protocol above, the connection and the epoll below."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import select
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
 
 # More than the kernel takes when nobody reads.
 MUCH = bytes(range(256)) * 40_000
@@ -51,3 +55,30 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
         far, _ = listening.accept()
     near.setblocking(False)
     return near, far
+
+
+def read(end: socket.socket, count: int) -> bytes:
+    """Return so many bytes of an end that blocks; fewer if the stream ends."""
+    got = bytearray()
+    while len(got) < count and (chunk := end.recv(65_536)):
+        got += chunk
+    return bytes(got)
+
+
+def reset(end: socket.socket) -> None:
+    """Close an end so that the other one gets an error."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    end.close()
+
+
+class FullEpoll:
+    """An epoll that takes no more descriptors."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, descriptor: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
