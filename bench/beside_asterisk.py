@@ -25,17 +25,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Self
 
 from bench import build
 from bench.program import ProgramFailed
+from bench.progress import telling
 from bench.stage import KINDS, RIVAL_MODULE, Load, Stage, Starts, has_rival, staged
 from testbed.asterisk import AsteriskFailed, AsteriskUnavailable, find_installation
-from testbed.progress import Telling
 
-TELL_S = 5.0
 TAPS = ("chanspy", "snoop")
 STARTS = "starts"
 ROWS = (*KINDS, STARTS)
@@ -201,11 +199,6 @@ def starts_table(starts: list[Starts]) -> Iterator[str]:
             f"{one.what:<14} {one.asked:5} {one.started:8} {one.refused:8} "
             f"{one.median_ms:10.0f} {one.p99_ms:8.0f} {one.max_ms:8.0f}"
         )
-
-
-def telling(what: str) -> Telling:
-    """Say what is measured, on standard error: the output may be JSON."""
-    return Telling(partial(str, what), TELL_S, partial(print, file=sys.stderr, flush=True))
 
 
 async def measured_by(tap: str, options: argparse.Namespace, tree: Path | None) -> Measured:

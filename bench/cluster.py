@@ -27,7 +27,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -38,14 +37,13 @@ from bench.cluster_asterisk import StubAsterisk
 from bench.cluster_programs import Programs
 from bench.cluster_table import FailOver, Level, Rest, Starts, table
 from bench.program import ProgramFailed
-from testbed.progress import Telling
+from bench.progress import telling
 
 FORKS, ASTERISKS, RELAYS, SERVERS, AT_ONCE = 10_000, 10, 20, 3, 2
 # Some 45 programs share the cores here, and one that waits for its turn is not dead.
 DEAD_AFTER_S = 2.0
 SECONDS = 10.0
 SETTLE_S = 3.0
-TELL_S = 5.0
 # What a start may take at most, and what a hundred starts may.
 WAIT_S, WAIT_A_START_S = 60.0, 0.1
 LOOK_S = 0.005
@@ -288,11 +286,6 @@ async def _until_all(are: Callable[[], Iterable[bool]], what: str, timeout_s: fl
         if time.monotonic() > deadline:
             raise ProgramFailed(f"after {timeout_s:.0f} s {list(are()).count(False)} {what}")
         await asyncio.sleep(LOOK_S)
-
-
-def telling(what: str) -> Telling:
-    """Say what is measured, on standard error: the output may be JSON."""
-    return Telling(partial(str, what), TELL_S, partial(print, file=sys.stderr, flush=True))
 
 
 async def run(options: argparse.Namespace) -> list[Level]:

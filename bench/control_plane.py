@@ -35,7 +35,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from bench import build, measure
-from bench.beside_asterisk import telling
 from bench.control_plane_calls import Calls, real_calls, stand_in
 from bench.control_plane_table import (
     Rest,
@@ -47,6 +46,7 @@ from bench.control_plane_table import (
     starts_table,
 )
 from bench.program import Program, ProgramFailed
+from bench.progress import telling
 from bench.stage import Server, now
 from testbed.asterisk import AsteriskFailed, AsteriskUnavailable
 from testbed.daemon import Daemon
