@@ -5,12 +5,12 @@
 
 A private Asterisk, the daemon as users run it, SIP calls that speak and hear their echo, and the
 sink of the benchmark, which takes next to nothing. One fork of each call, by turns: in, both and
-stereo by the daemon; and in and both by Asterisk alone, a channel of chan_websocket that runs
-ChanSpy. Before and after each there are the calls alone, and what they take is taken off: the
-machine's speed changes by the minute. Then forks are started at a steady rate, and many at once; a
-start is measured from the request to the first message at the server. All that by each tap, unless
-one is named. With --compiled the daemon's hot path is compiled, as in a wheel. Exits with 1 if a
-fork was refused, or did not start.
+stereo by the daemon; and in and both by Asterisk alone: a channel of chan_websocket that runs
+ChanSpy, and app_audiofork, the module in C, where Asterisk has it. Before and after each there are
+the calls alone, and what they take is taken off: the machine's speed changes by the minute. Then
+forks are started at a steady rate, and many at once; a start is measured from the request to the
+first message at the server. All that by each tap, unless one is named. With --compiled the daemon's
+hot path is compiled, as in a wheel. Exits with 1 if a fork was refused, or did not start.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ from typing import Self
 from bench import build
 from bench.program import ProgramFailed
 from bench.progress import telling
-from bench.stage import KINDS, RIVAL_MODULE, Load, Stage, Starts, has_rival, staged
-from testbed.asterisk import AsteriskFailed, AsteriskUnavailable, find_installation
+from bench.stage import KINDS, Load, Stage, Starts, rivals, staged
+from testbed.asterisk import (
+    AsteriskFailed,
+    AsteriskUnavailable,
+    Installation,
+    find_installation,
+)
 
 TAPS = ("chanspy", "snoop")
 STARTS = "starts"
 ROWS = (*KINDS, STARTS)
-# What a fork of app_audiofork, the module in C, took of a core: the median of 0.20 to 0.26 %,
-# measured once, on Asterisk 20.4.0 with 50 calls, beside our legs. It is not measured here, where
-# the machine may be another.
+# The row of app_audiofork. Where it is not measured, the others are compared with what a fork of it
+# took of a core once, on another machine: 0.20 to 0.26 %, on Asterisk 20.4.0 with 50 calls.
+MODULE = "module-in"
 MODULE_PERCENT = 0.235
 
 
@@ -77,7 +82,7 @@ class Row:
     """What one fork takes, in percent of a core.
 
     Attributes:
-        to_module: The whole, in multiples of what the module in C took.
+        to_module: The whole, in multiples of what the module in C takes.
         messages: Messages of a fork that the server got in a second: 50, unless the machine is
             too slow. `message_bytes` is the audio in each.
         daemon_kib: Memory of the daemon.
@@ -87,7 +92,7 @@ class Row:
     asterisk: Spread
     daemon: Spread
     whole: Spread
-    to_module: float
+    to_module: Spread
     messages: float
     message_bytes: float
     daemon_kib: int
@@ -129,17 +134,29 @@ def cost(load: Load, before: Load, after: Load, forks: int) -> Cost:
     )
 
 
-def row(what: str, loads: list[Load], costs: list[Cost], forks: int) -> Row:
-    """Return the row of the table from all rounds; the rival's is Asterisk alone."""
-    if KINDS[what].is_rival:
+def row(
+    what: str, loads: list[Load], costs: list[Cost], module: Sequence[float], forks: int
+) -> Row:
+    """Return the row of the table from all rounds; a rival's is Asterisk alone.
+
+    Args:
+        what: The kind of forks.
+        loads: Of each round, as `costs`.
+        costs: What one fork took.
+        module: What one of the module took in the same rounds; empty: it was not measured.
+        forks: How many there were.
+    """
+    if KINDS[what].rival:
         costs = [Cost(one.asterisk, 0.0) for one in costs]
     whole = Spread.of([one.whole for one in costs])
+    modules = module or [MODULE_PERCENT] * len(costs)
+    ratios = [one.whole / percent for one, percent in zip(costs, modules, strict=True)]
     return Row(
         what=what,
         asterisk=Spread.of([one.asterisk for one in costs]),
         daemon=Spread.of([one.daemon for one in costs]),
         whole=whole,
-        to_module=whole.median / MODULE_PERCENT,
+        to_module=Spread.of(ratios),
         messages=statistics.median(load.messages for load in loads) / forks,
         message_bytes=loads[-1].message_bytes,
         daemon_kib=loads[-1].daemon_kib,
@@ -165,7 +182,8 @@ async def rows_of(
         Spread.of([load.daemon_percent for load in alone]),
         alone[0].daemon_kib,
     )
-    return rest, [row(kind, loads[kind], costs[kind], calls) for kind in kinds]
+    module = [one.asterisk for one in costs.get(MODULE, [])]
+    return rest, [row(kind, loads[kind], costs[kind], module, calls) for kind in kinds]
 
 
 def table(measured: Measured, how: str) -> Iterator[str]:
@@ -175,15 +193,15 @@ def table(measured: Measured, how: str) -> Iterator[str]:
     yield f"calls alone, percent of a core: Asterisk {alone.asterisk}, daemon {alone.daemon}"
     yield ""
     yield "one fork, percent of a core: median, least and greatest; in multiples of the module's"
-    heads = "".join(f"{head:<24}" for head in ("Asterisk", "daemon", "whole"))
-    yield f"{'row':<15}{heads} times  messages  bytes"
+    heads = "".join(f"{head:<24}" for head in ("Asterisk", "daemon", "whole", "times"))
+    yield f"{'row':<15}{heads} messages  bytes"
     for one in measured.rows:
-        daemon = "none" if KINDS[one.what].is_rival else str(one.daemon)
+        daemon = "none" if KINDS[one.what].rival else str(one.daemon)
         yield (
-            f"{one.what:<15}{one.asterisk!s:<24}{daemon:<24}{one.whole!s:<24}"
-            f"{one.to_module:6.2f} {one.messages:9.1f} {one.message_bytes:6.0f}"
+            f"{one.what:<15}{one.asterisk!s:<24}{daemon:<24}{one.whole!s:<24}{one.to_module!s:<24}"
+            f"{one.messages:9.1f} {one.message_bytes:6.0f}"
         )
-    ours = [one for one in measured.rows if not KINDS[one.what].is_rival]
+    ours = [one for one in measured.rows if not KINDS[one.what].rival]
     memory = "".join(f", {one.daemon_kib} with {one.what}" for one in ours)
     yield f"Memory of the daemon: {alone.daemon_kib} KiB without forks{memory}"
 
@@ -214,16 +232,17 @@ async def measured_by(tap: str, options: argparse.Namespace, tree: Path | None) 
     return Measured(tap, options.calls, hot_path, alone, rows, starts)
 
 
-def without_rival(rows: Sequence[str]) -> list[str]:
-    """Return the rows that an Asterisk without chan_websocket has."""
-    print(f"bench: no {RIVAL_MODULE} in this Asterisk, so no row of it", file=sys.stderr)
-    return [name for name in rows if name == STARTS or not KINDS[name].is_rival]
+def possible_rows(rows: Sequence[str], installation: Installation) -> list[str]:
+    """Return the rows that can be measured: those whose module this Asterisk has."""
+    missing = {KINDS[name].rival for name in rows if name in KINDS} - rivals(installation) - {""}
+    for module in sorted(missing):
+        print(f"bench: no {module} in this Asterisk, so no row of it", file=sys.stderr)
+    return [name for name in rows if name == STARTS or KINDS[name].rival not in missing]
 
 
 async def run(options: argparse.Namespace) -> int:
     """Measure, print, return the exit code."""
-    if not has_rival(find_installation()):
-        options.rows = without_rival(options.rows)
+    options.rows = possible_rows(options.rows, find_installation())
     all_measured = []
     with contextlib.ExitStack() as stack:
         tree = None

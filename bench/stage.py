@@ -1,7 +1,8 @@
 """Sets up what `bench.beside_asterisk` measures: a private Asterisk with calls, and their forks.
 
-The forks are the daemon's, or those of the rival that needs none: a channel of chan_websocket that
-runs ChanSpy, with the options of the daemon's own legs. Both send to the same sink.
+The forks are the daemon's, or those of a rival that needs none: a channel of chan_websocket that
+runs ChanSpy, with the options of the daemon's own legs; or app_audiofork, the module in C. A rival
+is measured where Asterisk has its module, in the folder of the others. All send to the same sink.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ DIALPLAN = """
 exten => echo,1,Answer()
  same => n,Echo()
 """
-RIVAL_MODULE = "chan_websocket.so"
+CHAN_WEBSOCKET = "chan_websocket.so"
+APP_AUDIOFORK = "app_audiofork.so"
 # 50 messages a second, each of 20 ms of slin at 8 kHz. d(in): the server says nothing, which spares
 # the channel its timer.
 RIVAL_CHANNEL = "WebSocket/sink/c(slin)d(in)"
@@ -56,26 +58,26 @@ class Forks:
 
     Attributes:
         message_bytes: Audio in each message that the server gets: 20 ms.
-        options: Those of a fork of the daemon; empty: the rival's.
-        part: What the rival's ChanSpy hears.
+        part: What is heard.
+        rival: The module of Asterisk that makes them; empty: the daemon does.
     """
 
     message_bytes: int
-    options: str = ""
-    part: LegPart = LegPart.IN
-
-    @property
-    def is_rival(self) -> bool:
-        return not self.options
+    part: str
+    rival: str = ""
 
 
 KINDS = {
-    "in": Forks(320, "D(in)"),
-    "both": Forks(320, "D(both)"),
-    "stereo": Forks(640, "D(stereo)"),
-    "websocket-in": Forks(320, part=LegPart.IN),
-    "websocket-both": Forks(320, part=LegPart.MIX),
+    "in": Forks(320, "in"),
+    "both": Forks(320, "both"),
+    "stereo": Forks(640, "stereo"),
+    "websocket-in": Forks(320, "in", CHAN_WEBSOCKET),
+    "websocket-both": Forks(320, "both", CHAN_WEBSOCKET),
+    "module-in": Forks(320, "in", APP_AUDIOFORK),
+    "module-both": Forks(320, "both", APP_AUDIOFORK),
 }
+# What ChanSpy hears for a part.
+SPIED = {"in": LegPart.IN, "both": LegPart.MIX}
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,14 @@ class Server:
 
 
 class Stage:
-    """The parts, and the channels of the calls."""
+    """The parts, and the channels of the calls; `rivals` are the modules that Asterisk has."""
 
     def __init__(self, asterisk: Asterisk, daemon: Daemon, ami: AmiClient, server: Server) -> None:
         self.asterisk = asterisk
         self.daemon = daemon
         self.ami = ami
         self.server = server
+        self.rivals = rivals(asterisk.installation)
         self.channels: list[Channel] = []
         self._rivals: list[str] = []
         self._numbers = itertools.count()
@@ -193,16 +196,23 @@ class Stage:
         )
         return path
 
-    def start_rival(self, channel: Channel, part: LegPart) -> None:
+    def start_rival(self, channel: Channel, forks: Forks) -> None:
         """Let Asterisk itself send the audio of a channel to the server."""
-        self._rivals.append(f"rival-{next(self._numbers)}")
-        originate_rival(self.ami, self._rivals[-1], channel.uniqueid, part)
+        number = next(self._numbers)
+        if forks.rival == APP_AUDIOFORK:
+            url, options = self.server.url(f"/{number}"), f"D({forks.part})"
+            self.ami.send("AudioFork", Channel=channel.name, WsServer=url, Options=options)
+            return
+        self._rivals.append(f"rival-{number}")
+        originate_rival(self.ami, self._rivals[-1], channel.uniqueid, SPIED[forks.part])
 
     def stop(self, channel: Channel) -> None:
-        """Ask for the end of all forks of a channel that are the daemon's."""
+        """Ask for the end of all forks of a channel, but for those of chan_websocket."""
         self.ami.send(
             "UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=channel.name
         )
+        if APP_AUDIOFORK in self.rivals:
+            self.ami.send("StopAudioFork", Channel=channel.name)
 
     async def stop_all(self) -> None:
         """End all forks, and wait until the server sees none."""
@@ -243,12 +253,12 @@ class Stage:
         """
         wanted = self.server.count()["connections"] + len(self.channels)
         for channel in self.channels:
-            if forks.is_rival:
-                self.start_rival(channel, forks.part)
+            if forks.rival:
+                self.start_rival(channel, forks)
             else:
-                self.start(channel, forks.options)
+                self.start(channel, f"D({forks.part})")
         if not await self.server.wait(lambda count: count["connections"] == wanted):
-            said = self.asterisk if forks.is_rival else self.daemon
+            said = self.asterisk if forks.rival else self.daemon
             raise ProgramFailed(f"forks did not start: {said.log()[-1000:]}")
         load = await self.load(seconds)
         if load.message_bytes != forks.message_bytes:
@@ -312,9 +322,10 @@ def originate_rival(ami: AmiClient, rival: str, uniqueid: str, part: LegPart) ->
     ami.send("Originate", **dict(originate(RIVAL_CHANNEL, rival, "ChanSpy", data)))
 
 
-def has_rival(installation: Installation) -> bool:
-    """Return whether this Asterisk can do without a daemon."""
-    return (installation.modules / RIVAL_MODULE).exists()
+def rivals(installation: Installation) -> set[str]:
+    """Return the modules of this Asterisk that can do without a daemon."""
+    modules = (CHAN_WEBSOCKET, APP_AUDIOFORK)
+    return {name for name in modules if (installation.modules / name).exists()}
 
 
 def settings_of(tap: str, asterisk: Asterisk) -> dict[str, str]:
@@ -337,13 +348,16 @@ async def staged(calls: int, tap: str, tree: Path | None = None) -> AsyncIterato
     tools = build.tools()
     with contextlib.ExitStack() as stack:
         server = Server(stack.enter_context(Program([tools.sink, "--unchecked"])))
+        installation = find_installation()
+        loaded = rivals(installation) & {APP_AUDIOFORK}  # the others are loaded anyway
         config = {
+            "modules.conf": "".join(f"load = {name}\n" for name in loaded),
             "manager.conf": manager_conf(),
             "ari.conf": ari_conf(),
             "websocket_client.conf": RIVAL_CONNECTION.format(url=server.url("/rival")),
         }
         asterisk = stack.enter_context(
-            Asterisk(find_installation(), dialplan=DIALPLAN + dialplan(), config=config)
+            Asterisk(installation, dialplan=DIALPLAN + dialplan(), config=config)
         )
         daemon = stack.enter_context(Daemon(asterisk, settings_of(tap, asterisk), tree=tree))
         async with (

@@ -14,7 +14,17 @@ import pytest
 
 from audiofork.link.messages import LegPart
 from bench import beside_asterisk, stage
-from bench.beside_asterisk import MODULE_PERCENT, Cost, Measured, Rest, Spread, cost, row, table
+from bench.beside_asterisk import (
+    MODULE_PERCENT,
+    Cost,
+    Measured,
+    Rest,
+    Spread,
+    cost,
+    possible_rows,
+    row,
+    table,
+)
 from bench.program import ProgramFailed
 from bench.stage import KINDS, RIVAL_CONNECTION, Load, Starts, originate_rival, staged
 from testbed.ami import AmiClient
@@ -37,11 +47,12 @@ async def test_each_kind_of_forks_brings_20_ms_in_a_message_and_ends(
 ) -> None:
     monkeypatch.setattr(stage, "SETTLE_S", 0.5)
     async with staged(2, tap) as scene:
-        rest, rows = await beside_asterisk.rows_of(scene, list(KINDS), 1, 0.5)
+        kinds = possible_rows(list(KINDS), scene.asterisk.installation)
+        rest, rows = await beside_asterisk.rows_of(scene, kinds, 1, 0.5)
         assert scene.hot_path == "Python"
         assert rest.asterisk.median > 0
         assert [(one.what, one.message_bytes) for one in rows] == [
-            (name, kind.message_bytes) for name, kind in KINDS.items()
+            (name, KINDS[name].message_bytes) for name in kinds
         ]
         for one in rows:
             assert one.messages > 0, one.what
@@ -100,23 +111,30 @@ def loads(*messages: float) -> list[Load]:
 
 def test_row_has_the_median_and_the_spread_of_all_rounds_beside_the_module() -> None:
     costs = [Cost(0.2, 0.3), Cost(0.4, 0.1), Cost(0.3, 0.27)]
-    one = row("in", loads(500, 490, 400), costs, FORKS)
+    one = row("in", loads(500, 490, 400), costs, [], FORKS)
     assert one.asterisk == Spread(0.3, 0.2, 0.4)
     assert one.daemon == Spread(0.27, 0.1, 0.3)
     assert (one.whole.median, one.whole.least) == (0.5, 0.5)
-    assert one.to_module == 0.5 / MODULE_PERCENT
+    assert one.to_module.median == 0.5 / MODULE_PERCENT
     assert (one.messages, one.message_bytes, one.daemon_kib) == (49.0, 320.0, 40_400)
 
 
+def test_row_is_compared_with_the_module_of_the_same_round_if_that_was_measured() -> None:
+    costs = [Cost(0.2, 0.2), Cost(0.3, 0.3), Cost(0.5, 0.0)]
+    assert row("in", loads(500, 500, 500), costs, [0.4, 0.3, 0.4], FORKS).to_module == Spread(
+        1.25, 1.0, 2.0
+    )
+
+
 def test_rival_takes_nothing_of_the_daemon_that_happens_to_run() -> None:
-    one = row("websocket-in", loads(500), [Cost(0.4, 0.1)], FORKS)
+    one = row("websocket-in", loads(500), [Cost(0.4, 0.1)], [], FORKS)
     assert one.daemon == Spread(0.0, 0.0, 0.0)
     assert one.whole == one.asterisk == Spread(0.4, 0.4, 0.4)
 
 
 def measured(starts: list[Starts]) -> Measured:
     spread = Spread.of([6.0, 7.0])
-    rows = [row(name, loads(500), [Cost(0.2, 0.27)], FORKS) for name in ("in", "websocket-in")]
+    rows = [row(name, loads(500), [Cost(0.2, 0.27)], [], FORKS) for name in ("in", "websocket-in")]
     return Measured("snoop", FORKS, "compiled", Rest(spread, spread, 39_000), rows, starts)
 
 
@@ -125,9 +143,9 @@ def test_table_has_the_rival_without_a_daemon() -> None:
     assert lines[0] == "10 calls by snoop, hot path: compiled, 1 rounds of 5 s"
     ours, rival = (line.split() for line in lines[-3:-1])
     assert ours[:2] + ours[5:6] + ours[9:10] == ["in", "0.200", "0.270", "0.470"]
-    assert ours[13:] == ["2.00", "50.0", "320"]
+    assert ours[13:] == ["2.000", "(2.000", "to", "2.000)", "50.0", "320"]
     assert rival[:2] + rival[5:7] == ["websocket-in", "0.200", "none", "0.200"]
-    assert rival[10:] == ["0.85", "50.0", "320"]
+    assert rival[10:] == ["0.851", "(0.851", "to", "0.851)", "50.0", "320"]
     assert lines[-1] == "Memory of the daemon: 39000 KiB without forks, 40500 with in"
 
 
@@ -147,9 +165,13 @@ def test_all_have_started_if_none_is_missing_or_refused(
     assert measured([starts]).all_started == all_started
 
 
-def test_asterisk_without_chan_websocket_has_no_rows_of_it(
+def test_rows_of_modules_that_asterisk_does_not_have_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not stage.has_rival(Installation("20.4.0", (), tmp_path, tmp_path, tmp_path))
-    assert beside_asterisk.without_rival(["in", "websocket-in", "starts"]) == ["in", "starts"]
+    asterisk = Installation("20.4.0", (), tmp_path, tmp_path, tmp_path)
+    rows = ["in", "websocket-in", "module-in", "starts"]
+    (tmp_path / "app_audiofork.so").touch()
+    assert possible_rows(rows, asterisk) == ["in", "module-in", "starts"]
     assert "no chan_websocket.so in this Asterisk" in capsys.readouterr().err
+    (tmp_path / "app_audiofork.so").rename(tmp_path / "chan_websocket.so")
+    assert possible_rows(rows, asterisk) == ["in", "websocket-in", "starts"]
