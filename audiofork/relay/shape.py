@@ -11,6 +11,7 @@ import audioop
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from audiofork.audiosocket import SAMPLE_BYTES
 from audiofork.link.messages import Direction, LegPart
@@ -30,6 +31,7 @@ class Sides:
 
 
 UNTOUCHED = Sides()
+_to_mono: Final = audioop.tomono
 
 
 def left(pairs: bytes) -> bytes:
@@ -44,7 +46,7 @@ def right(pairs: bytes) -> bytes:
 
 def mix(pairs: bytes) -> bytes:
     """Return the saturated sum of in and out: 640 bytes in, 320 out."""
-    return audioop.tomono(pairs, SAMPLE_BYTES, 1, 1)
+    return _to_mono(pairs, SAMPLE_BYTES, 1.0, 1.0)
 
 
 def unchanged(frame: bytes) -> bytes:

@@ -18,7 +18,9 @@ READ_BYTES: Final = 16_384
 _DEFAULT_LIMIT_BYTES: Final = 65_536
 # Most sockets of one turn; others that are ready follow in the next.
 _MOST_READY: Final = 1024
-# As constants of this module: compiled, they are read from C's memory.
+# As constants of this module: compiled, they are read from C's memory, and nothing is looked up.
+_recv: Final = socket.socket.recv
+_send: Final = socket.socket.send
 _IN: Final = int(select.EPOLLIN)
 _OUT: Final = int(select.EPOLLOUT)
 
@@ -178,7 +180,7 @@ class TcpSocket(Watched):
                 self._keep(data)
             return
         try:
-            sent = self._socket.send(data)
+            sent = _send(self._socket, data)
         except BlockingIOError:
             sent = 0
         except OSError as exc:
@@ -205,7 +207,7 @@ class TcpSocket(Watched):
         while waiting:
             data = waiting[0]
             try:
-                sent = self._socket.send(data)
+                sent = _send(self._socket, data)
             except BlockingIOError:
                 return
             except OSError as exc:
@@ -293,7 +295,7 @@ class TcpSocket(Watched):
 
     def _read(self) -> None:
         try:
-            chunk = self._socket.recv(self.most_bytes)
+            chunk = _recv(self._socket, self.most_bytes)
         except BlockingIOError:
             return
         except OSError as exc:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from audiofork.rate_limit import Allowance
+from audiofork.relay.handshake_turns import handshake_turns
 from audiofork.relay.server_limits import WORK
 from audiofork.relay.tcp import TcpTransport
 
@@ -66,11 +67,16 @@ def run_over(
 
 
 async def shake_hands(records: Records, connected: socket.socket) -> None:
-    """Do the TLS handshake over a connected, non-blocking socket.
+    """Do the TLS handshake over a connected, non-blocking socket, when it is its turn.
 
     Raises:
         OSError: It failed; see `open_tls`.
     """
+    async with handshake_turns():
+        await _shake_hands(records, connected)
+
+
+async def _shake_hands(records: Records, connected: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     is_done = False
     while not is_done:
@@ -105,7 +111,8 @@ class Records:
         self.record_bytes: int | None = None
         self.on_extra: Callable[[int], object] = lambda _: None
         self.on_costly: Callable[[], object] = lambda: None
-        self._encrypt = self.tls.write
+        # What OpenSSL's object does, without the method of Python around it, where that is known.
+        self._encrypt: Callable[..., int] = getattr(self.tls, "_sslobj", self.tls).write
         self._work_ms = Allowance(WORK, time.monotonic)
 
     def shake_hands(self) -> bool:

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import BuiltinMethodType
 from typing import cast
 
 import pytest
@@ -22,7 +23,7 @@ from audiofork.rate_limit import Allowance, Limit
 from audiofork.relay import tls as tls_module
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.latencies import Latencies
-from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
+from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, Records, TlsTransport, open_tls
 from audiofork.relay.unacked import Unacked
 from audiofork.tls_contexts import client_context
 from testbed.openssl import ask_for_another_handshake, ask_for_another_key
@@ -466,6 +467,10 @@ async def test_transport_tells_of_its_socket(stage: Stage) -> None:
 
 
 # --- The handshake -------------------------------------------------------------------------------
+
+
+async def test_encryption_makes_no_detour_through_a_method_of_python(ca_file: Path) -> None:
+    assert isinstance(Records(client_tls(str(ca_file)), "localhost")._encrypt, BuiltinMethodType)
 
 
 async def test_handshake_that_is_cancelled_closes_the_socket(ca_file: Path) -> None:
