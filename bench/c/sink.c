@@ -251,6 +251,7 @@ static size_t upgrade(struct connection *one)
                           accept);
     wire_write(&one->wire, reply, (size_t)length);
     one->upgraded = 1;
+    counted.open++;
     return (size_t)(end + 4 - request);
 }
 
@@ -276,7 +277,7 @@ static int on_bytes(struct connection *one)
 
 static void drop(struct connection *one)
 {
-    counted.open--;
+    counted.open -= one->upgraded;
     counted.broken += !one->closing;
     wire_close(&one->wire);
     free(one->seen);
@@ -317,7 +318,6 @@ static void accept_all(int listener, int epoll)
         if (tls != NULL)
             wire_accept_tls(&one->wire, tls);
         counted.connections++;
-        counted.open++;
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = one};
         epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
     }
