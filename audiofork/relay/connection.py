@@ -22,6 +22,7 @@ from audiofork import __version__
 from audiofork.config import Proxy, WebSocketConfig
 from audiofork.link.messages import PLAIN_HANDSHAKE, Handshake
 from audiofork.relay.client_tls import TlsContext
+from audiofork.relay.handshake_turns import handshake_turns
 from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.proxy import check_public, failure, open_tunnel, proxy_for
@@ -49,12 +50,14 @@ _NOBODY: deque[asyncio.Future[None]] = deque()
 _TCP = "no TCP connection"
 _PROXY_TCP = "no TCP connection to the proxy"
 _PROXY = "no answer of the proxy"
+_TURN = "TCP connected, but no turn for TLS"
 _TLS = "TCP connected, but no TLS"
 _HANDSHAKE = "connected, but no answer to the WebSocket handshake"
 _MAY_BE = {
     _TCP: ": a firewall, or a machine that is off",
     _PROXY_TCP: ": a firewall, or a machine that is off",
     _PROXY: ": it hangs, waits for the server, or is another kind of proxy",
+    _TURN: ": too many other servers do not answer, or this machine is too busy",
     _TLS: ": the server hangs, or does not speak TLS there",
     _HANDSHAKE: ": the server hangs, or does not speak HTTP there",
 }
@@ -304,8 +307,7 @@ class Connector:
     ) -> None:
         if self._tls is not None:
             assert isinstance(self._tls, ssl.SSLContext), "its files have been read"
-            self._step = _TLS
-            await open_tls(connected, self._tls, host, connection, outer)
+            await self._begin_tls(connection, connected, outer, host, self._tls)
         elif outer is not None:
             run_over(connected, outer, connection)
         else:
@@ -320,6 +322,23 @@ class Connector:
             if message is not None:
                 message.headers.clear()  # 2 kB, which nobody reads any more
         connection.start_keepalive()
+
+    async def _begin_tls(
+        self,
+        connection: Connection,
+        connected: socket.socket,
+        outer: Records | None,
+        host: str,
+        tls: ssl.SSLContext,
+    ) -> None:
+        self._step = _TURN
+        try:
+            async with handshake_turns():
+                self._step = _TLS
+                await open_tls(connected, tls, host, connection, outer)
+        finally:
+            if self._step == _TURN:  # it was not given one; else `open_tls` closes the socket
+                connected.close()
 
     def give_up(self) -> None:
         """Make a running `open()` raise TimeoutError now."""

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from audiofork.rate_limit import Allowance
-from audiofork.relay.handshake_turns import handshake_turns
 from audiofork.relay.server_limits import WORK
 from audiofork.relay.tcp import TcpTransport
 
@@ -67,16 +66,11 @@ def run_over(
 
 
 async def shake_hands(records: Records, connected: socket.socket) -> None:
-    """Do the TLS handshake over a connected, non-blocking socket, when it is its turn.
+    """Do the TLS handshake over a connected, non-blocking socket.
 
     Raises:
         OSError: It failed; see `open_tls`.
     """
-    async with handshake_turns():
-        await _shake_hands(records, connected)
-
-
-async def _shake_hands(records: Records, connected: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     is_done = False
     while not is_done:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from audiofork.relay import handshake_turns as module
-from audiofork.relay.handshake_turns import MOST_AT_ONCE, handshake_turns
+from audiofork.relay.handshake_turns import MOST_AT_ONCE, HandshakeTurns, handshake_turns
 from tests.relay.peers import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -35,7 +35,8 @@ class Handshakes:
     async def end(self) -> None:
         for answer in self.answers:
             answer.set()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 @pytest.fixture
@@ -89,6 +90,36 @@ async def test_turn_given_to_one_that_is_cancelled_at_once_goes_on_to_the_next(
     await turns_of_the_loop()
     assert many.begun == [*range(MOST_AT_ONCE), MOST_AT_ONCE + 1]
     handshake_turns()._held += 1  # as the one that still waits will end, too
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_one_whose_task_is_dropped_keeps_no_turn(has_begun: bool) -> None:
+    turns = HandshakeTurns()
+    turns._held = MOST_AT_ONCE
+    entering = turns.__aenter__()
+    entering.send(None)  # as a task does: it waits now
+    if has_begun:
+        turns._end()
+        assert turns._held == MOST_AT_ONCE
+    entering.close()
+    assert turns._held == MOST_AT_ONCE - has_begun
+    turns._begin_next()  # skips it
+    assert turns._held == MOST_AT_ONCE - has_begun
+
+
+@pytest.mark.usefixtures("patient")
+async def test_as_many_begin_as_are_due_where_the_loop_was_late(many: Handshakes) -> None:
+    await turns_of_the_loop()
+    turns = handshake_turns()
+    assert len(many.begun) == MOST_AT_ONCE
+    turns._on_impatience()  # in time: another has begun since
+    await turns_of_the_loop()
+    assert len(many.begun) == MOST_AT_ONCE
+    turns._due -= 3 * 3600.0  # it was due two hours ago
+    turns._on_impatience()
+    await turns_of_the_loop()
+    assert len(many.begun) == MOST_AT_ONCE + 3
 
 
 async def test_none_waits_long_for_servers_that_do_not_answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,10 +14,11 @@ import pytest
 import trustme
 from websockets.asyncio.server import ServerConnection, serve
 
+from audiofork.relay import handshake_turns
 from audiofork.relay.client_tls import client_tls
 from audiofork.text import MAX_REASON_CHARACTERS
 from tests.relay.conftest import server_tls
-from tests.relay.peers import answering, unused_port
+from tests.relay.peers import answering, until, unused_port
 from tests.relay.sinks import Start, failure
 from tests.test_text import is_for_people
 
@@ -178,4 +180,27 @@ async def test_server_that_hangs_is_said_to_and_after_how_long(start: Start) -> 
     assert text == (
         f"ws://127.0.0.1:{port}: connected, but no answer to the WebSocket handshake within "
         "0.5 s: the server hangs, or does not speak HTTP there"
+    )
+
+
+async def test_server_that_says_nothing_of_tls_is_said_to(start: Start) -> None:
+    async with answering(None) as port:
+        text = str(await failure(start(f"wss://127.0.0.1:{port}/", connect_timeout=0.05)[1]))
+    assert text.endswith(
+        "TCP connected, but no TLS within 0.05 s: the server hangs, or does not speak TLS there"
+    )
+
+
+async def test_time_that_ends_before_its_turn_for_tls_is_not_blamed_on_the_server(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake_turns, "MOST_AT_ONCE", 0)
+    monkeypatch.setattr(handshake_turns, "PATIENCE_S", 3600.0)
+    async with answering(None) as port:
+        before = len(os.listdir("/proc/self/fd"))
+        text = str(await failure(start(f"wss://127.0.0.1:{port}/", connect_timeout=0.05)[1]))
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    assert text.endswith(
+        "TCP connected, but no turn for TLS within 0.05 s: too many other servers do not answer, "
+        "or this machine is too busy"
     )
