@@ -74,10 +74,10 @@ class HandshakeTurns:
 
     def _on_impatience(self) -> None:
         """Begin as many as are due: a busy loop calls this late."""
-        late_s = self.loop.time() - self._due
-        if late_s >= 0:
-            for _ in range(1 + (int(late_s / PATIENCE_S) if PATIENCE_S else 0)):
-                self._begin_next()
+        due, now = self._due, self.loop.time()
+        while self._waiting and due <= now:
+            self._begin_next()
+            due += PATIENCE_S
         self._timer = None
         if self._waiting:
             self._start_timer()
