@@ -153,16 +153,15 @@ class Server:
 
 
 class Stage:
-    """The parts, and the channels of the calls; `rivals` are the modules that Asterisk has."""
+    """The parts, and the channels of the calls."""
 
     def __init__(self, asterisk: Asterisk, daemon: Daemon, ami: AmiClient, server: Server) -> None:
         self.asterisk = asterisk
         self.daemon = daemon
         self.ami = ami
         self.server = server
-        self.rivals = rivals(asterisk.installation)
         self.channels: list[Channel] = []
-        self._rivals: list[str] = []
+        self._rival_ends: list[tuple[str, str]] = []  # the action that ends each, and its channel
         self._numbers = itertools.count()
 
     @property
@@ -202,25 +201,25 @@ class Stage:
         if forks.rival == APP_AUDIOFORK:
             url, options = self.server.url(f"/{number}"), f"D({forks.part})"
             self.ami.send("AudioFork", Channel=channel.name, WsServer=url, Options=options)
+            self._rival_ends.append(("StopAudioFork", channel.name))
             return
-        self._rivals.append(f"rival-{number}")
-        originate_rival(self.ami, self._rivals[-1], channel.uniqueid, SPIED[forks.part])
+        rival = f"rival-{number}"
+        originate_rival(self.ami, rival, channel.uniqueid, SPIED[forks.part])
+        self._rival_ends.append(("Hangup", rival))
 
     def stop(self, channel: Channel) -> None:
-        """Ask for the end of all forks of a channel, but for those of chan_websocket."""
+        """Ask for the end of all forks of a channel that are the daemon's."""
         self.ami.send(
             "UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=channel.name
         )
-        if APP_AUDIOFORK in self.rivals:
-            self.ami.send("StopAudioFork", Channel=channel.name)
 
     async def stop_all(self) -> None:
         """End all forks, and wait until the server sees none."""
         for channel in self.channels:
             self.stop(channel)
-        for rival in self._rivals:
-            self.ami.send("Hangup", Channel=rival)
-        self._rivals.clear()
+        for action, name in self._rival_ends:
+            self.ami.send(action, Channel=name)
+        self._rival_ends.clear()
         if not await self.server.wait(lambda count: count["open"] == 0):
             raise ProgramFailed("forks did not stop")
 
